@@ -1,0 +1,1 @@
+"""What the packages agree on: episodes, stores, labels, action spaces, configuration, runs, training."""

@@ -1,0 +1,148 @@
+"""Configuration: YAML and command line into frozen, strict, documented objects."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+ConfigType = TypeVar("ConfigType", bound="Config")
+
+
+class Config(BaseModel):
+    """A frozen, keyword-only group of settings; the string under each field documents it and feeds `--help`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def changed_from(self, other: Self) -> list[str]:
+        """Lines `key: old -> new` for every leaf in which the two differ."""
+        return differences(other.model_dump(mode="json"), self.model_dump(mode="json"))
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file, the key, the value and the fix."""
+
+
+def load_config(
+    kind: type[ConfigType], path: str | Path | None = None, overrides: dict[str, Any] | None = None
+) -> ConfigType:
+    """A `kind` from a YAML file that states what differs from the defaults, then dotted `overrides`.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown (with the nearest known one), a value is wrong.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    for key, value in (overrides or {}).items():
+        _set(values, key.split("."), value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, kind, str(path or "command line"))) from None
+
+
+def parse_command_line(
+    kind: type[ConfigType], description: str, arguments: Sequence[str] | None = None, required_config: bool = True
+) -> ConfigType:
+    """The configuration of a script called as `script.py --config FILE [--some.key VALUE ...]`.
+
+    Exits with status 2 and one sentence when something is wrong; `--help` lists every key with its default.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, epilog=describe(kind), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=required_config, help="YAML file; see configs/")
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        return load_config(kind, known.config, _pairs(rest))
+    except ConfigError as error:
+        parser.exit(2, f"{Path(sys.argv[0]).name}: {error}\n")
+
+
+def describe(kind: type[BaseModel], prefix: str = "") -> str:
+    """One line a key: dotted name, default, documentation."""
+    lines = [] if prefix else ["any key of the configuration can be set as --key VALUE:", ""]
+    for name, field in kind.model_fields.items():
+        nested = _nested(field.annotation)
+        if nested is not None:
+            lines.append(describe(nested, f"{prefix}{name}."))
+            continue
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
+        lines.append(f"  --{prefix}{name}  ({default})\n        {field.description or ''}")
+    return "\n".join(lines)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for the leaves in which two nested mappings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines: list[str] = []
+        for key in sorted({*old, *new}, key=str):
+            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    return [] if old == new else [f"{prefix}: {old} -> {new}"]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no configuration file at {path}; the ones that come with the project are in configs/")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; a configuration is a mapping `key: value`")
+    return values
+
+
+def _pairs(words: Sequence[str]) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected word {word!r}; settings are given as --key VALUE or --key=VALUE")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"--{key} has no value; write --{key} VALUE")
+            value = remaining.pop(0)
+        pairs[key] = yaml.safe_load(value)
+    return pairs
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{'.'.join(keys)} cannot be set: {key} is {inner!r}, not a group of settings")
+        values = inner
+    values[keys[-1]] = value
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate if annotation is candidate else None
+    return None
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
+    parts = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = [line.split()[0].removeprefix("--") for line in describe(kind).splitlines() if "--" in line[:4]]
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
+            parts.append(f"{source}: unknown key {key}. {hint}")
+        elif problem["type"] == "missing":
+            parts.append(f"{source}: {key} is required and has no default")
+        else:
+            where = f"{key} = {problem['input']!r}: " if key else ""
+            parts.append(f"{source}: {where}{problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Readers of other episode formats, one file each."""

@@ -1,0 +1,1 @@
+"""Vision-language-action model: pretrained on latent actions, fine-tuned to act."""

@@ -1,0 +1,1 @@
+"""Vision-language backbones by name, one file each."""

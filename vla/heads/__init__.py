@@ -1,0 +1,1 @@
+"""Action heads by name, one file each."""
