@@ -1,0 +1,282 @@
+"""Features of every frame, computed once and read through a memory map.
+
+features/
+  <view>.npy   float16 (rows, patches, dim): the frames of the view's episodes, one after another
+  rows.npy     int64 (views, episodes, 2): first row and length of each episode in each view; length 0: not recorded
+  done.npy     uint8, one a chunk: 1 when its rows are written, so that a killed build goes on where it stopped
+  manifest.json
+"""
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from einops import reduce
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from core.config import Config
+from core.run import Stage, is_done, read_manifest
+from core.store import Store
+from core.vision import EncoderConfig, Grid, VisualEncoder, encoder_fingerprint, load_encoder
+
+CHUNK_FRAMES = 256
+BATCH = {"cpu": 16, "cuda": 256}
+
+
+class FeaturesError(ValueError):
+    """Features that are missing, incomplete, or were made from something else."""
+
+
+class FeaturesConfig(Config):
+    """What is stored of each frame; with the fingerprints of store and encoder, the key of a cache."""
+
+    views: tuple[str, ...]
+    """Cameras whose frames are encoded."""
+    pool: int = 1
+    """Patches are averaged over squares of this many a side before they are stored."""
+
+
+class Chunk(NamedTuple):
+    """Neighbouring frames of one episode and view: what one worker does at a time."""
+
+    number: int
+    view: str
+    episode: int
+    start: int
+    stop: int
+    row: int
+    """Row of the first of them in the view's file."""
+
+
+class FeatureCache:
+    """Read access to the features of a store's frames."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        summary = manifest["summary"]
+        self.directory = directory
+        self.fingerprint: str = manifest["fingerprint"]
+        self.store_fingerprint: str = manifest["inputs"]["store"]
+        self.encoder_fingerprint: str = manifest["inputs"]["encoder"]
+        self.views = tuple(manifest["config"]["views"])
+        self.grid = Grid(summary["grid_rows"], summary["grid_cols"])
+        self.num_patches = self.grid.rows * self.grid.cols
+        self.dim: int = summary["dim"]
+        self._rows = dict(zip(self.views, np.load(directory / "rows.npy"), strict=True))
+        self._features = {view: np.load(directory / f"{view}.npy", mmap_mode="r") for view in self.views}
+
+    @classmethod
+    def build(
+        cls,
+        store: Store,
+        encoder_config: EncoderConfig,
+        directory: str | Path,
+        workers: int = 1,
+        views: Sequence[str] | None = None,
+        pool: int = 1,
+    ) -> Self:
+        """Encode all frames of `views` (default: every camera) in `directory`, unless that is done already.
+
+        One worker encodes in this process; several are processes with one thread each.
+
+        Raises:
+            FeaturesError: a view is unknown, the grid cannot be pooled so, or the disk is too small.
+        """
+        config = FeaturesConfig(views=tuple(store.info.views if views is None else views), pool=pool)
+        if unknown := set(config.views) - set(store.info.views):
+            raise FeaturesError(f"views {sorted(unknown)} are not in the store, which has {list(store.info.views)}")
+        inputs = {"store": store.fingerprint, "encoder": encoder_fingerprint(encoder_config)}
+        stage = Stage.open(directory, "features", config, inputs)
+        if not stage.is_done:
+            stage.finish(_encode_store(store, encoder_config, config, stage, workers))
+        return cls.open(directory, store_fingerprint=store.fingerprint)
+
+    @classmethod
+    def open(
+        cls, directory: str | Path, *, store_fingerprint: str | None = None, encoder_fingerprint: str | None = None
+    ) -> Self:
+        """The finished cache in `directory`.
+
+        Raises:
+            FeaturesError: it is missing or incomplete, or belongs to another store or encoder than the one named.
+        """
+        if not is_done(directory):
+            raise FeaturesError(f"no finished features in {directory}; run scripts/cache_features.py (it resumes)")
+        manifest = read_manifest(directory)
+        for name, wanted in (("store", store_fingerprint), ("encoder", encoder_fingerprint)):
+            if wanted is not None and manifest["inputs"].get(name) != wanted:
+                raise FeaturesError(
+                    f"features in {directory} were made with {name} {manifest['inputs'].get(name)}, not {wanted}; "
+                    "build them again in another directory with scripts/cache_features.py"
+                )
+        return cls(Path(directory), manifest)
+
+    def rows(self, view: str, episode: int) -> tuple[int, int]:
+        """First row and number of rows of an episode in the view's file; (0, 0) where the view was not recorded."""
+        first, length = self._rows_of(view)[episode]
+        return int(first), int(length)
+
+    def features(
+        self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n patches dim"]:
+        """Features, float16, of the frames `(episodes[i], frames[i])`.
+
+        Raises:
+            FeaturesError: an episode lacks the view or the frame.
+        """
+        first, length = self._rows_of(view)[episodes].T
+        outside = (frames < 0) | (frames >= length)
+        if outside.any():
+            at = int(np.argmax(outside))
+            raise FeaturesError(
+                f"episode {episodes[at]} has {length[at]} frames of view {view}, frame {frames[at]} was asked for"
+            )
+        return self._features[view][first + frames]
+
+    def _rows_of(self, view: str) -> Int[np.ndarray, "episodes 2"]:
+        if view not in self._rows:
+            raise FeaturesError(f"features in {self.directory} have the views {list(self.views)}, not {view!r}")
+        return self._rows[view]
+
+
+def _encode_store(
+    store: Store, encoder_config: EncoderConfig, config: FeaturesConfig, stage: Stage, workers: int
+) -> dict[str, Any]:
+    encoder = load_encoder(encoder_config)
+    rows = _lay_out(store, config.views)
+    _create_files(stage.path, rows, config, encoder)
+    chunks = [chunk for view, of_view in zip(config.views, rows, strict=True) for chunk in _chunks(view, of_view)]
+    chunks = [chunk._replace(number=number) for number, chunk in enumerate(chunks)]
+    done = _done_flags(stage.path, len(chunks))
+    remaining = [chunk for chunk in chunks if not done[chunk.number]]
+    work = (
+        _in_this_process(remaining, stage.path, store, encoder, config.pool)
+        if workers == 1
+        else _in_processes(remaining, stage.path, store, encoder_config, config.pool, workers)
+    )
+    total = int(rows[..., 1].sum())
+    before = total - sum(chunk.stop - chunk.start for chunk in remaining)
+    with tqdm(total=total, initial=before, unit="frame", desc="features", mininterval=1.0) as bar:
+        for chunk in work:
+            done[chunk.number] = 1
+            bar.update(chunk.stop - chunk.start)
+            stage.keep_time()
+    return {
+        "frames": total,
+        "encoder": encoder_config.name,
+        "weights": encoder.source,
+        "grid_rows": encoder.grid.rows // config.pool,
+        "grid_cols": encoder.grid.cols // config.pool,
+        "dim": encoder.dim,
+    }
+
+
+def _lay_out(store: Store, views: tuple[str, ...]) -> Int[np.ndarray, "views episodes 2"]:
+    """First row and length of each episode in each view."""
+    lengths = np.array([[record.length * (view in record.views) for record in store.episodes] for view in views])
+    firsts = np.cumsum(lengths, axis=1) - lengths
+    return np.stack([firsts * (lengths > 0), lengths], axis=-1).astype(np.int64)
+
+
+def _chunks(view: str, rows: Int[np.ndarray, "episodes 2"]) -> Iterator[Chunk]:
+    for episode, (first, length) in enumerate(rows.tolist()):
+        for start in range(0, length, CHUNK_FRAMES):
+            yield Chunk(0, view, episode, start, min(start + CHUNK_FRAMES, length), first + start)
+
+
+def _create_files(
+    directory: Path, rows: Int[np.ndarray, "views episodes 2"], config: FeaturesConfig, encoder: VisualEncoder
+) -> None:
+    """Claim the space of all files at once: writing to a memory map on a full disk would kill the process."""
+    if encoder.grid.rows % config.pool or encoder.grid.cols % config.pool:
+        raise FeaturesError(f"pool is {config.pool}, which does not divide the patch grid {tuple(encoder.grid)}")
+    if (directory / "rows.npy").exists():
+        return
+    lengths = rows[..., 1].sum(axis=1).tolist()
+    shape = (encoder.num_patches // config.pool**2, encoder.dim)
+    needed, free = sum(lengths) * shape[0] * shape[1] * 2, shutil.disk_usage(directory).free
+    if needed > 0.98 * free:
+        raise FeaturesError(
+            f"features need {needed / 1e9:.2f} GB and the disk of {directory} has {free / 1e9:.2f} GB free; free some, "
+            "choose another directory, fewer views, or a larger pool"
+        )
+    for view, length in zip(config.views, lengths, strict=True):
+        file = np.lib.format.open_memmap(directory / f"{view}.npy", "w+", np.float16, (length, *shape))
+        with open(directory / f"{view}.npy", "r+b") as claimed:
+            os.posix_fallocate(claimed.fileno(), 0, file.offset + file.nbytes)
+    np.save(directory / ".rows.npy", rows)
+    (directory / ".rows.npy").replace(directory / "rows.npy")
+
+
+def _done_flags(directory: Path, chunks: int) -> np.memmap:
+    file = directory / "done.npy"
+    if file.exists():
+        return np.lib.format.open_memmap(file, "r+")
+    np.save(directory / ".done.npy", np.zeros(chunks, np.uint8))
+    (directory / ".done.npy").replace(file)
+    return np.lib.format.open_memmap(file, "r+")
+
+
+def _in_this_process(
+    chunks: list[Chunk], directory: Path, store: Store, encoder: VisualEncoder, pool: int
+) -> Iterator[Chunk]:
+    for chunk in chunks:
+        _encode_chunk(chunk, directory, store, encoder, pool)
+        yield chunk
+
+
+def _in_processes(
+    chunks: list[Chunk], directory: Path, store: Store, config: EncoderConfig, pool: int, workers: int
+) -> Iterator[Chunk]:
+    start = (str(directory), str(store.path), config, pool)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, start) as executor:
+        try:
+            for future in as_completed([executor.submit(_work, chunk) for chunk in chunks]):
+                yield future.result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+_worker: tuple[Path, Store, VisualEncoder, int]
+
+
+def _start_worker(directory: str, store: str, config: EncoderConfig, pool: int) -> None:
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _worker = (Path(directory), Store.open(store), load_encoder(config), pool)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(chunk: Chunk) -> Chunk:
+    _encode_chunk(chunk, *_worker)
+    return chunk
+
+
+def _encode_chunk(chunk: Chunk, directory: Path, store: Store, encoder: VisualEncoder, pool: int) -> None:
+    device = encoder.mean_and_std.device
+    images = torch.from_numpy(store.frames(chunk.episode, chunk.view, range(chunk.start, chunk.stop)))
+    batches = [_pooled(encoder(batch.to(device)), encoder.grid, pool) for batch in images.split(BATCH[device.type])]
+    file = np.lib.format.open_memmap(directory / f"{chunk.view}.npy", "r+")
+    file[chunk.row : chunk.row + len(images)] = torch.cat(batches).half().cpu().numpy()
+    file.flush()
+
+
+def _pooled(tokens: torch.Tensor, grid: Grid, pool: int) -> torch.Tensor:
+    sizes = {"rows": grid.rows // pool, "cols": grid.cols // pool, "down": pool, "across": pool}
+    return reduce(tokens, "n (rows down cols across) dim -> n (rows cols) dim", "mean", **sizes)
