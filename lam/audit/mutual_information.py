@@ -13,8 +13,11 @@ from jaxtyping import Float, Int
 
 from lam.audit.probes import RIDGES, CrossFit, CrossFittedRidge, bootstrap_by_episode, episode_folds, rank_gaussianise
 
-SHRINKAGE = 0.01
-"""Share of the diagonal in every covariance: keeps collinear action dimensions from dividing by zero."""
+NOISE_FLOOR = 1e-4
+"""Variance added to every covariance, actions having 1: directions in which they never vary then count for nothing.
+
+Shrinking each covariance to its own diagonal would not do: two copies of one dimension would be worth twice its bits.
+"""
 
 
 class MIResult(NamedTuple):
@@ -121,9 +124,9 @@ def _log2_normal(deviations: np.ndarray, covariances: np.ndarray, fold_of: np.nd
     result = np.empty(len(deviations))
     for fold, covariance in enumerate(covariances):
         rows = fold_of == fold
-        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance))
-        distances = np.sum(deviations[rows] * np.linalg.solve(shrunk, deviations[rows].T).T, axis=1)
-        result[rows] = -0.5 * (distances + np.linalg.slogdet(shrunk)[1]) / np.log(2)
+        floored = covariance + NOISE_FLOOR * np.eye(len(covariance))
+        distances = np.sum(deviations[rows] * np.linalg.solve(floored, deviations[rows].T).T, axis=1)
+        result[rows] = -0.5 * (distances + np.linalg.slogdet(floored)[1]) / np.log(2)
     return result
 
 
