@@ -42,6 +42,8 @@ class FeaturesConfig(Config):
     """Cameras whose frames are encoded."""
     pool: int = 1
     """Patches are averaged over squares of this many a side before they are stored."""
+    encoder: EncoderConfig
+    """The tower, so that whoever uses the features can encode further frames alike."""
 
 
 class Chunk(NamedTuple):
@@ -66,6 +68,8 @@ class FeatureCache:
         self.store_fingerprint: str = manifest["inputs"]["store"]
         self.encoder_fingerprint: str = manifest["inputs"]["encoder"]
         self.views = tuple(manifest["config"]["views"])
+        self.encoder_config = EncoderConfig(**manifest["config"]["encoder"])
+        self.pool: int = manifest["config"]["pool"]
         self.grid = Grid(summary["grid_rows"], summary["grid_cols"])
         self.num_patches = self.grid.rows * self.grid.cols
         self.dim: int = summary["dim"]
@@ -89,7 +93,8 @@ class FeatureCache:
         Raises:
             FeaturesError: a view is unknown, the grid cannot be pooled so, or the disk is too small.
         """
-        config = FeaturesConfig(views=tuple(store.info.views if views is None else views), pool=pool)
+        wanted = tuple(store.info.views if views is None else views)
+        config = FeaturesConfig(views=wanted, pool=pool, encoder=encoder_config)
         if unknown := set(config.views) - set(store.info.views):
             raise FeaturesError(f"views {sorted(unknown)} are not in the store, which has {list(store.info.views)}")
         inputs = {"store": store.fingerprint, "encoder": encoder_fingerprint(encoder_config)}
