@@ -88,9 +88,7 @@ class TrainingState:
         tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
         save_tensors(self.path, tensors, {"step": step})
 
-    def load(
-        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None
-    ) -> int:
+    def load(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None) -> int:
         """Restore into the given objects; answers the number of steps taken, 0 where nothing was saved."""
         if not self.path.is_file():
             return 0

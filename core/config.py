@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,7 +18,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    def changed_from(self, other: Self) -> list[str]:
+    def changed_from(self, other: "Config") -> list[str]:
         """Lines `key: old -> new` for every leaf in which the two differ."""
         return differences(other.model_dump(mode="json"), self.model_dump(mode="json"))
 

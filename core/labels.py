@@ -48,7 +48,9 @@ class LatentLabels:
         if self.codes.shape[1] != self.info.num_tokens:
             raise LabelsError(f"{self.codes.shape[1]} codes a transition, the labels state {self.info.num_tokens}")
         if len(self.codes) and not 0 <= self.codes.min() <= self.codes.max() < self.info.num_codes:
-            raise LabelsError(f"code indices span {self.codes.min()}..{self.codes.max()}, not 0..{self.info.num_codes - 1}")
+            raise LabelsError(
+                f"code indices span {self.codes.min()}..{self.codes.max()}, not 0..{self.info.num_codes - 1}"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""

@@ -1,10 +1,10 @@
 """Run directories: what was run, from what, with which settings; finished ones are recognised, changed ones redone.
 
-    run/
-      stage.json      written at the start: key, name, config, input fingerprints, versions, command
-      metrics.jsonl   one line a logged step
-      ...             whatever the stage makes
-      manifest.json   written last: fingerprint, seconds, summary; its presence means "finished"
+run/
+stage.json      written at the start: key, name, config, input fingerprints, versions, command
+metrics.jsonl   one line a logged step
+...             whatever the stage makes
+manifest.json   written last: fingerprint, seconds, summary; its presence means "finished"
 """
 
 import errno
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from core.config import Config, differences
 
@@ -46,7 +46,7 @@ class Stage:
     @classmethod
     def open(
         cls, path: str | Path, name: str, config: Config, inputs: dict[str, str] | None = None, is_main: bool = True
-    ) -> Self:
+    ) -> "Stage":
         """Start, resume or recognise the stage `name` in `path`.
 
         The stage's key is a hash of the configuration and of the `inputs` (fingerprints by name). A directory with the

@@ -1,6 +1,6 @@
 """Action spaces as data: what each number of an action means, so that no convention has to be guessed."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -28,7 +28,7 @@ class ActionSpace(Config):
     """Largest value a control step that the robot takes, per dimension."""
 
     @model_validator(mode="after")
-    def _lengths_agree(self) -> Self:
+    def _lengths_agree(self) -> "ActionSpace":
         lengths = {name: len(getattr(self, name)) for name in ("names", "units", "low", "high")}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"names, units, low and high need one entry a dimension, got lengths {lengths}")

@@ -1,0 +1,101 @@
+"""`nano`: patches of a frozen visual tower and BPE tokens through a small Llama, for one CPU core or one GPU."""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaModel
+
+from core.config import Config
+from vla.backbones.interface import BackboneOutput
+
+
+class NanoConfig(Config):
+    """Size of the small transformer."""
+
+    width: int = 192
+    """Channels."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 6
+    """Attention heads."""
+    feed_forward: int = 512
+    """Channels of the gated feed-forward layer."""
+    merge: int = 2
+    """Neighbouring patches along each side that become one image token, channels side by side."""
+
+
+class NanoBackbone(nn.Module):
+    """Image tokens first, then text; causal throughout."""
+
+    def __init__(self, config: NanoConfig, feature_dim: int, grid: tuple[int, int], vocabulary: int) -> None:
+        super().__init__()
+        rows, columns = grid
+        if rows % config.merge or columns % config.merge:
+            raise ValueError(f"a patch grid of {rows} x {columns} cannot be merged {config.merge} by {config.merge}")
+        self.config, self.grid, self.width = config, grid, config.width
+        self.image_tokens = rows * columns // config.merge**2
+        self.projector = nn.Sequential(
+            nn.LayerNorm(feature_dim * config.merge**2),
+            nn.Linear(feature_dim * config.merge**2, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, config.width),
+        )
+        self.positions = nn.Parameter(torch.randn(self.image_tokens, config.width) * 0.02)
+        self.embeddings = nn.Embedding(vocabulary, config.width)
+        nn.init.normal_(self.embeddings.weight, std=0.02)
+        self.language = LlamaModel(
+            LlamaConfig(
+                vocab_size=1,
+                hidden_size=config.width,
+                intermediate_size=config.feed_forward,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                max_position_embeddings=1024,
+            )
+        )
+        self.language.embed_tokens = None
+
+    def embed_images(self, features: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch image_tokens width"]:
+        """Image tokens of the frozen tower's patch features."""
+        merged = rearrange(
+            features,
+            "batch (rows a columns b) dim -> batch (rows columns) (a b dim)",
+            a=self.config.merge,
+            b=self.config.merge,
+            columns=self.grid[1] // self.config.merge,
+        )
+        return self.projector(merged) + self.positions
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch patches dim"] | None,
+        ids: Int[Tensor, "batch text"],
+        mask: Bool[Tensor, "batch text"],
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> BackboneOutput:
+        """Hidden states of all new positions and logits of the text positions.
+
+        With a `cache` from an earlier call, `features` is None, `ids` holds only new tokens and `mask` the whole text.
+        """
+        tokens = self.embeddings(ids)
+        if features is not None:
+            tokens = torch.cat([self.embed_images(features), tokens], dim=1)
+        image_mask = torch.ones(len(ids), self.image_tokens, dtype=torch.bool, device=ids.device)
+        whole = torch.cat([image_mask, mask], dim=1)
+        positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        out = self.language(
+            inputs_embeds=tokens,
+            attention_mask=whole.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=use_cache,
+        )
+        hidden = out.last_hidden_state
+        logits = hidden[:, -ids.shape[1] :] @ self.embeddings.weight.T
+        return BackboneOutput(hidden, logits, cache)

@@ -1,0 +1,153 @@
+"""Fine-tuning: an action head on labelled demonstrations, behind a pretrained or a fresh backbone."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.config import Config
+from core.frames import FeatureCache
+from core.run import read_manifest
+from core.sampling import step_generator
+from core.statistics import Statistics
+from core.store import EpisodeRecord, Store
+from core.training import TrainingConfig, fit, make_accelerator, open_stage
+from vla.checkpoint import create, load, save, start_from
+from vla.dataset import DemonstrationDataset
+from vla.model import VisionLanguageActionModel
+from vla.parts import Part
+
+
+class FinetuneError(ValueError):
+    """Demonstrations that a policy cannot be fine-tuned on."""
+
+
+class FinetuneVlaConfig(Config):
+    """A run of scripts/finetune_vla.py."""
+
+    out: str
+    """Directory of the run."""
+    pretrained: str
+    """Run directory of the pretrained model."""
+    fresh_weights: bool = False
+    """True: same form as the pretrained model, none of its weights; the baseline without latent pretraining."""
+    store: str
+    """Directory of labelled episodes."""
+    features: str
+    """Directory of the store's feature cache (scripts/cache_features.py)."""
+    demonstrations: dict[str, int]
+    """How many labelled training episodes of each task to use, first ones first."""
+    head: Part = Part(name="l1_chunk")
+    """Action head: name and options."""
+    horizon: int = 8
+    """Actions of a chunk."""
+    backbone_learning_rate: float = 1.0
+    """Factor on the learning rate for the backbone; 0 freezes it."""
+    training: TrainingConfig = TrainingConfig()
+    """Optimisation."""
+
+
+class ActionObjective(nn.Module):
+    """`forward(batch)` answers the head's loss."""
+
+    def __init__(self, model: VisionLanguageActionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss terms of a batch of `DemonstrationDataset`."""
+        predicted = self.model.act(batch["features"].float(), batch["ids"])
+        return {"loss": self.model.head.loss(predicted, batch["actions"], batch["mask"])}
+
+
+def finetune(config: FinetuneVlaConfig) -> None:
+    """Run the stage: train the head (and the backbone), save a checkpoint that can act by itself."""
+    pretrained, description, facts = load(config.pretrained)
+    store = Store.open(config.store)
+    cache = FeatureCache.open(
+        config.features,
+        store_fingerprint=store.fingerprint,
+        encoder_fingerprint=description.encoder_fingerprint,
+    )
+    accelerator = make_accelerator(config.training, Path(config.out))
+    inputs = {
+        "store": store.fingerprint,
+        "features": cache.fingerprint,
+        "pretrained": read_manifest(config.pretrained)["fingerprint"],
+    }
+    stage = open_stage(accelerator, config.out, "finetune_vla", config, inputs)
+    if stage.is_done:
+        return
+    records = choose_demonstrations(store, config.demonstrations, description.view)
+    assert store.info.action_space is not None
+    statistics = Statistics.of(store.actions(record.index) for record in records)
+    description = description.model_copy(
+        update={"head": config.head, "horizon": config.horizon, "action_dims": store.info.action_space.dims}
+    )
+    torch.manual_seed(config.training.seed)
+    model = create(description)
+    if not config.fresh_weights:
+        start_from(model, config.pretrained)
+    held_out = store.select(split="held_out", is_labelled=True)
+    datasets = [
+        DemonstrationDataset(
+            store,
+            cache,
+            model.tokenizer,
+            chosen,
+            view=description.view,
+            horizon=config.horizon,
+            statistics=statistics,
+        )
+        for chosen in (records, held_out or records)
+    ]
+    latest = fit(
+        ActionObjective(model),
+        datasets[0],
+        config.training,
+        stage,
+        accelerator,
+        validate=lambda module: validate(module, datasets[1], accelerator.device),
+        learning_rate_scale=lambda name: config.backbone_learning_rate if ".backbone." in name else 1.0,
+    )
+    if accelerator.is_main_process:
+        facts |= {
+            "statistics": statistics.to_json(),
+            "action_space": store.info.action_space.model_dump(mode="json"),
+            "control_hz": store.info.control_hz,
+            "instructions": sorted({record.instruction for record in records}),
+        }
+        summary = latest | {"demonstrations": len(records), "frames": len(datasets[0])}
+        stage.finish(summary, save(stage.path, model, description, facts))
+        (stage.path / "training_state.safetensors").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+
+
+def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> list[EpisodeRecord]:
+    """The first `wanted[task]` labelled training episodes of each task.
+
+    Raises:
+        FinetuneError: a task has fewer, the store has no actions, or not the view that the model sees.
+    """
+    if store.info.action_space is None:
+        raise FinetuneError(f"{store.path} has no actions; fine-tuning needs labelled episodes")
+    if view not in store.info.views:
+        raise FinetuneError(f"the model was trained on view {view!r}, {store.path} has {list(store.info.views)}")
+    chosen: list[EpisodeRecord] = []
+    for task, number in wanted.items():
+        found = store.select(split="train", task=task, is_labelled=True)
+        if len(found) < number:
+            raise FinetuneError(
+                f"demonstrations.{task} asks for {number} labelled training episodes, {store.path} has {len(found)}; its "
+                f"tasks are {sorted({record.task for record in store.episodes})}"
+            )
+        chosen += found[:number]
+    return chosen
+
+
+def validate(module: nn.Module, dataset: DemonstrationDataset, device: torch.device) -> dict[str, float]:
+    """The loss on up to 512 frames of held-out demonstrations, the same ones each time."""
+    generator = step_generator(0, 0)
+    indices = generator.permutation(len(dataset))[:512]
+    batch = {name: value.to(device) for name, value in dataset.batch(indices, generator).items()}
+    return {name: value.item() for name, value in module(batch).items()}

@@ -1,0 +1,83 @@
+"""The policy network: a backbone that predicts latent tokens and, once fine-tuned, a head that turns them to actions."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vla.tokens import LatentTokenizer
+
+
+class Thought(NamedTuple):
+    """What the backbone makes of an image and an instruction."""
+
+    hidden: Float[Tensor, "batch positions width"]
+    """Last hidden states: image, text, then the latent tokens it chose."""
+    mask: Bool[Tensor, "batch positions"]
+    """False at padding."""
+    codes: Int[Tensor, "batch tokens"]
+    """Code indices of the latent action that it chose."""
+
+
+class VisionLanguageActionModel(nn.Module):
+    """Backbone, tokenizer and, where it can act, an action head."""
+
+    def __init__(self, backbone: nn.Module, tokenizer: LatentTokenizer, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone, self.tokenizer, self.head = backbone, tokenizer, head
+
+    def latent_loss(
+        self,
+        features: Float[Tensor, "batch patches dim"],
+        ids: Int[Tensor, "batch text"],
+        codes: Int[Tensor, "batch tokens"],
+    ) -> dict[str, Tensor]:
+        """Next-token loss on the latent tokens and the end token, and the accuracy of the greedy choice.
+
+        `accuracy_0` is the accuracy of the first latent token, and so on, given the true ones before it.
+        """
+        latent = self.tokenizer.latent_ids(codes)
+        end = torch.full_like(latent[:, :1], self.tokenizer.end_id)
+        targets = torch.cat([latent, end], dim=1)
+        whole = torch.cat([ids, latent], dim=1)
+        logits = self.backbone(features, whole, whole != self.tokenizer.pad_id).logits
+        logits = logits[:, ids.shape[1] - 1 :].float()
+        loss = F.cross_entropy(logits.transpose(1, 2), targets)
+        right = (self.tokenizer.legal(logits[:, :-1]).argmax(-1) == latent).float().mean(0)
+        accuracies = {f"accuracy_{token}": value for token, value in enumerate(right)}
+        return {"loss": loss, "accuracy": right.mean()} | accuracies
+
+    @torch.no_grad()
+    def choose_latents(
+        self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]
+    ) -> Int[Tensor, "batch tokens"]:
+        """Code indices of the most likely latent action, token by token."""
+        mask = ids != self.tokenizer.pad_id
+        out = self.backbone(features, ids, mask, use_cache=True)
+        chosen: list[Tensor] = []
+        for _ in range(self.tokenizer.num_tokens):
+            token = self.tokenizer.legal(out.logits[:, -1]).argmax(-1, keepdim=True)
+            chosen.append(token)
+            if len(chosen) < self.tokenizer.num_tokens:
+                mask = torch.cat([mask, torch.ones_like(token, dtype=torch.bool)], dim=1)
+                out = self.backbone(None, token, mask, cache=out.cache, use_cache=True)
+        return self.tokenizer.codes(torch.cat(chosen, dim=1))
+
+    def think(self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]) -> Thought:
+        """Choose a latent action and read the hidden states behind it: one path for training and acting."""
+        codes = self.choose_latents(features, ids)
+        whole = torch.cat([ids, self.tokenizer.latent_ids(codes)], dim=1)
+        mask = whole != self.tokenizer.pad_id
+        hidden = self.backbone(features, whole, mask).hidden
+        image = torch.ones(len(ids), hidden.shape[1] - whole.shape[1], dtype=torch.bool, device=ids.device)
+        return Thought(hidden, torch.cat([image, mask], dim=1), codes)
+
+    def act(
+        self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]
+    ) -> Float[Tensor, "batch horizon dims"]:
+        """Normalised actions."""
+        assert self.head is not None, "this model was not fine-tuned"
+        thought = self.think(features, ids)
+        return self.head(thought.hidden, thought.mask)
