@@ -186,7 +186,8 @@ def run_script(main: Callable[[], None]) -> None:
 
 def _explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk of {error.filename or 'the output directory'}; free some and run the same command again"
+        where = error.filename or "the output directory"
+        return f"no space left on the disk of {where}; free some and run the same command again"
     return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 

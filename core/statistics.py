@@ -77,7 +77,7 @@ class Statistics:
 
     @property
     def scale(self) -> Float[np.ndarray, " dims"]:
-        """Divisor of `normalise`: the standard deviation, floored so that a nearly constant dimension stays harmless."""
+        """Divisor of `normalise`: the standard deviation, floored so that near-constant dimensions stay harmless."""
         span = np.maximum(np.array(self.high) - np.array(self.low), np.abs(self.mean))
         floored = np.maximum(self.std, SMALLEST_SPREAD * span)
         return np.where(floored > 0, floored, 1.0)

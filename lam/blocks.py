@@ -59,7 +59,7 @@ class SpatioTemporalBlock(SpatialBlock):
 
     def forward(self, tokens: Float[Tensor, "batch frames slots width"]) -> Float[Tensor, "batch frames slots width"]:
         """Later frames see earlier ones, never the reverse."""
-        batch, frames, slots, _ = tokens.shape
+        batch, _, slots, _ = tokens.shape
         tokens = rearrange(tokens, "batch frames slots width -> (batch frames) slots width")
         tokens = tokens + self.spatial(self.spatial_norm(tokens))
         tokens = rearrange(tokens, "(batch frames) slots width -> (batch slots) frames width", batch=batch)

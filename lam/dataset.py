@@ -38,8 +38,8 @@ class TransitionDataset:
         records = [r for r in store.select(split=split) if len(set(r.views) & set(views)) >= views_per_sample]
         if not records:
             raise TransitionsError(
-                f"no {split} episode of {store.path} has {views_per_sample} of the views {self.views}; the store's views "
-                f"are {list(store.info.views)}. Record more cameras or lower views_per_sample"
+                f"no {split} episode of {store.path} has {views_per_sample} of the views {self.views}; the store has "
+                f"{list(store.info.views)}. Record more cameras or lower views_per_sample"
             )
         starts = [(r.index, frame) for r in records for frame in range(r.length - self.gap)]
         if not starts:

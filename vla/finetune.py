@@ -62,7 +62,7 @@ class ActionObjective(nn.Module):
 
 def finetune(config: FinetuneVlaConfig) -> None:
     """Run the stage: train the head (and the backbone), save a checkpoint that can act by itself."""
-    pretrained, description, facts = load(config.pretrained)
+    _, description, facts = load(config.pretrained)
     store = Store.open(config.store)
     cache = FeatureCache.open(
         config.features,
@@ -138,8 +138,8 @@ def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> li
         found = store.select(split="train", task=task, is_labelled=True)
         if len(found) < number:
             raise FinetuneError(
-                f"demonstrations.{task} asks for {number} labelled training episodes, {store.path} has {len(found)}; its "
-                f"tasks are {sorted({record.task for record in store.episodes})}"
+                f"demonstrations.{task} asks for {number} labelled training episodes, {store.path} has {len(found)}; "
+                f"its tasks are {sorted({record.task for record in store.episodes})}"
             )
         chosen += found[:number]
     return chosen

@@ -1,4 +1,4 @@
-"""The policy network: a backbone that predicts latent tokens and, once fine-tuned, a head that turns them to actions."""
+"""The policy network: a backbone that predicts latent tokens and, once fine-tuned, a head that acts on them."""
 
 from typing import NamedTuple
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field
 from torch import nn
 
 from core.config import Config, ConfigError, load_config
@@ -17,7 +17,7 @@ class Part(Config):
 
     name: str
     """One of the known names."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Settings of that part."""
 
 
@@ -31,8 +31,5 @@ def build(part: Part, known: dict[str, str], *sizes: Any) -> nn.Module:
         raise ConfigError(f"unknown name {part.name!r}; the known ones are {', '.join(known)}")
     module, kind, config = known[part.name].split(":")
     loaded = importlib.import_module(module)
-    try:
-        options = load_config(getattr(loaded, config), overrides=part.options)
-    except ValidationError as error:
-        raise ConfigError(f"{part.name}: {error}") from None
+    options = load_config(getattr(loaded, config), overrides=part.options)
     return getattr(loaded, kind)(options, *sizes)

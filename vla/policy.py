@@ -38,7 +38,7 @@ class VlaPolicy:
         self.encoder = load_encoder(self.description.encoder, self.device)
         if self.encoder.fingerprint != self.description.encoder_fingerprint:
             raise CheckpointError(
-                f"{directory} was trained on visual tower {self.description.encoder_fingerprint}, the weights found here "
+                f"{directory} was trained on visual tower {self.description.encoder_fingerprint}, those found here "
                 f"make {self.encoder.fingerprint}; run scripts/setup.sh to fetch the right ones"
             )
         self.model.to(self.device)
