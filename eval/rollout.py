@@ -1,0 +1,135 @@
+"""One episode in closed loop: observe, ask the policy for a chunk of actions, take the first few, repeat."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from core.policy import ActionChunk, Observation, Policy
+from core.spaces import ActionSpace
+from eval.benchmark import Benchmark
+
+MEANING = ("names", "units", "kind", "frame", "rotation")
+MAX_DRAWS = 100
+
+
+class RolloutError(ValueError):
+    """A policy that cannot act in a benchmark."""
+
+
+class Outcome(NamedTuple):
+    """What one episode came to."""
+
+    instruction: str
+    """What the policy was told."""
+    success_at_end: bool
+    success_at_any_time: bool
+    steps: int
+    """Control steps taken."""
+    clipped_steps: int
+    """Steps whose action left the range of the benchmark's action space."""
+
+
+def rollout(
+    benchmark: Benchmark,
+    policy: Policy,
+    seed: int,
+    execute_steps: int,
+    instruction: str | None = None,
+    on_frame: Callable[[Observation], None] | None = None,
+) -> Outcome:
+    """Run one episode to its step limit; it goes on after a first success, so that success at the end is meant.
+
+    The simulator renders at policy calls only, or at every step when `on_frame` wants to see each observation.
+
+    Of each chunk, `execute_steps` actions are taken before the policy is asked again. An `instruction` is told to the
+    policy instead of the true one, which is judged all the same.
+
+    Raises:
+        RolloutError: the action spaces differ, a camera is missing, an action is not finite or of wrong width.
+    """
+    require_same_meaning(policy.action_space, benchmark.action_space)
+    true_instruction = benchmark.reset(seed)
+    told = true_instruction if instruction is None else instruction
+    policy.reset(told, seed)
+    steps = clipped_steps = 0
+    success = any_success = is_over = False
+    while not is_over and steps < benchmark.max_steps:
+        observation = _observe(benchmark, policy, on_frame)
+        for index, action in enumerate(_actions(policy.act(observation), benchmark.action_space)[:execute_steps]):
+            if index and on_frame is not None:
+                on_frame(benchmark.observe())
+            allowed = np.clip(action, benchmark.action_space.low, benchmark.action_space.high)
+            clipped_steps += int(not np.allclose(allowed, action, atol=1e-6))
+            result = benchmark.step(allowed)
+            success, is_over = bool(result.success), result.is_over
+            any_success |= success
+            steps += 1
+            if is_over or steps == benchmark.max_steps:
+                break
+    if on_frame is not None:
+        on_frame(benchmark.observe())
+    return Outcome(told, success, any_success, steps, clipped_steps)
+
+
+def require_same_meaning(ours: ActionSpace, theirs: ActionSpace) -> None:
+    """Refuse a policy whose numbers mean something else than the benchmark's.
+
+    Raises:
+        RolloutError: names, units, kind, frame or rotation form differ.
+    """
+    for field in MEANING:
+        mine, wanted = getattr(ours, field), getattr(theirs, field)
+        if mine != wanted:
+            raise RolloutError(
+                f"the policy's actions have {field} {mine}, the benchmark takes {wanted}; "
+                "finetune the policy on demonstrations of this benchmark"
+            )
+
+
+def another_instruction(benchmark: Benchmark, seed: int) -> str:
+    """An instruction of the same task that is wrong for the episode `seed`, drawn by the seed.
+
+    It is found by looking at episodes with other seeds, so it is one that the task does give.
+
+    Raises:
+        RolloutError: the task seems to have one instruction only.
+    """
+    true_instruction = benchmark.reset(seed)
+    for other_seed in np.random.default_rng(seed).integers(2**31, size=MAX_DRAWS):
+        other = benchmark.reset(int(other_seed))
+        if other != true_instruction:
+            return other
+    raise RolloutError(
+        f"all of {MAX_DRAWS} episodes of {benchmark.task} have the instruction {true_instruction!r}, "
+        "so there is none to exchange it with; leave shuffle_instructions off for this task"
+    )
+
+
+def _observe(benchmark: Benchmark, policy: Policy, on_frame: Callable[[Observation], None] | None) -> Observation:
+    observation = benchmark.observe()
+    missing = set(policy.cameras) - set(observation.images)
+    if missing:
+        raise RolloutError(
+            f"the policy needs cameras {sorted(missing)}, {benchmark.task} has {list(observation.images)}"
+        )
+    if on_frame is not None:
+        on_frame(observation)
+    return observation
+
+
+def _actions(chunk: ActionChunk, action_space: ActionSpace) -> Float[np.ndarray, "horizon dims"]:
+    require_same_meaning(chunk.action_space, action_space)
+    actions = np.asarray(chunk.actions, dtype=np.float64)
+    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != action_space.dims:
+        raise RolloutError(
+            f"the policy answered actions of shape {actions.shape}, wanted (horizon, {action_space.dims})"
+        )
+    if not np.isfinite(actions).all():
+        row, column = np.argwhere(~np.isfinite(actions))[0]
+        raise RolloutError(
+            f"the policy answered {actions[row, column]} for {action_space.names[column]} of action {row} in its "
+            "chunk; its weights or statistics are broken"
+        )
+    return actions

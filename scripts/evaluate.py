@@ -1,0 +1,34 @@
+"""Try policies in closed loop: scripts/evaluate.py --config configs/eval/quickstart.yaml --out runs/.../evaluate."""
+
+from core.config import parse_command_line
+from core.run import Stage, read_manifest, run_script
+from eval.plan import EvaluateConfig, jobs_of, policy_paths
+from eval.results import by_arm, summarise
+from eval.runner import Setup, run
+
+
+def main() -> None:
+    config = parse_command_line(EvaluateConfig, "Try policies in closed loop.")
+    inputs = {name: read_manifest(path)["fingerprint"] for name, path in policy_paths(config).items()}
+    stage = Stage.open(config.out, "evaluate", config, inputs)
+    if stage.is_done:
+        return
+    setup = Setup(
+        make_policy="vla.policy:load_policy",
+        make_benchmark="eval.maniskill:ManiSkillBenchmark",
+        make_expert="eval.experts:ExpertPolicy",
+        execute_steps=config.execute_steps,
+        image_size=config.image_size,
+    )
+    try:
+        results = run(jobs_of(config), setup, stage.path, config.workers)
+    finally:
+        stage.keep_time()
+    arms = {arm: summarise(group)._asdict() for arm, group in by_arm(results).items()}
+    solved = {f"{arm}_success_at_end": summary["success_at_end"] for arm, summary in arms.items()}
+    errors = sum(result.error is not None for result in results)
+    stage.finish({"episodes": len(results), "errors": errors, **solved, "arms": arms})
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,149 @@
+"""Episodes in several processes: resumed, recorded, counted, stopped when hopeless."""
+
+import av
+import numpy as np
+import pytest
+from test_eval_results import result
+from test_eval_rollout import Line, Walker
+
+from core.config import ConfigError, load_config
+from core.policy import ActionChunk
+from eval.plan import EvaluateConfig, jobs_of, policy_paths
+from eval.results import read_results
+from eval.runner import Job, RunnerError, Setup, progress, run
+
+SETUP = Setup(
+    make_policy=f"{__name__}:make_policy",
+    make_benchmark=f"{__name__}:make_benchmark",
+    make_expert=f"{__name__}:make_expert",
+    execute_steps=4,
+    image_size=16,
+)
+
+
+class WalkerWithNerves(Walker):
+    image_size = 32
+
+    def __init__(self, path):
+        super().__init__()
+        self.fingerprint, self.path = path, path
+
+    def reset(self, instruction, seed):
+        super().reset(instruction, seed)
+        if self.path == "broken" or (self.path == "nervous" and seed == 1):
+            raise ValueError("lost its nerve")
+
+    def act(self, observation):
+        assert observation.images["front"].shape[0] == self.image_size
+        return super().act(observation)
+
+
+class PixelLine(Line):
+    def __init__(self, task, image_size, cameras=("front",)):
+        super().__init__(("left", "right") if task == "Line" else ("left",))
+        self.task, self.image_size, self.cameras = task, image_size, cameras
+
+    def observe(self):
+        image = np.full((self.image_size, self.image_size, 3), 20 * self.steps, np.uint8)
+        return type(super().observe())(images=dict.fromkeys(self.cameras, image))
+
+
+def make_policy(path):
+    return WalkerWithNerves(path)
+
+
+def make_benchmark(task, image_size, **cameras):
+    return PixelLine(task, image_size, **cameras)
+
+
+def make_expert(benchmark):
+    class Expert(WalkerWithNerves):
+        image_size, cameras = benchmark.image_size, ()
+
+        def act(self, observation):
+            direction = -1.0 if benchmark.told == "left" else 1.0
+            return ActionChunk(actions=np.full((4, 1), direction), action_space=self.action_space)
+
+    return Expert("expert")
+
+
+def jobs(policy, seeds, **more):
+    return [Job(arm=policy, task="Line", seed=seed, policy=policy, **more) for seed in seeds]
+
+
+def test_arms_run_in_workers_and_an_error_is_a_recorded_failure(tmp_path, capsys):
+    wanted = jobs("nervous", range(4)) + jobs("random", range(2)) + jobs("expert", range(2))
+    results = {(item.arm, item.seed): item for item in run(wanted, SETUP, tmp_path, workers=2)}
+    assert len(results) == 8
+    failed = results.pop(("nervous", 1))
+    assert failed.error == "ValueError: lost its nerve"
+    assert not failed.success_at_end
+    assert all(item.error is None for item in results.values())
+    assert all(item.success_at_end for item in results.values() if item.arm != "random")
+    assert results["random", 0].policy_fingerprint == "random-1"
+    assert results["nervous", 0].versions["numpy"] == np.__version__
+    said = capsys.readouterr().err
+    assert "FAILED nervous, Line, seed 1: ValueError: lost its nerve" in said
+    assert "8/8 episodes" in said
+
+
+def test_episodes_in_the_file_are_not_run_again_but_errors_are(tmp_path):
+    run(jobs("nervous", range(2)), SETUP, tmp_path, workers=1)
+    before = {item.seed: item for item in read_results(tmp_path / "results.jsonl")}
+    after = {item.seed: item for item in run(jobs("nervous", range(3)), SETUP, tmp_path, workers=1)}
+    assert sorted(after) == [0, 1, 2]
+    assert after[0] == before[0]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_hopeless_evaluation_stops_early_with_the_reason(tmp_path):
+    with pytest.raises(RunnerError, match="first 3 episodes all failed with: ValueError: lost its nerve"):
+        run(jobs("broken", range(50)), SETUP, tmp_path, workers=1)
+    assert len(read_results(tmp_path / "results.jsonl")) == 3
+
+
+def test_a_shuffled_arm_is_told_the_wrong_thing_and_fails_and_a_recording_shows_all_of_it(tmp_path):
+    wanted = jobs("calm", range(2), is_shuffled=True, is_recorded=True)
+    for item in run(wanted, SETUP, tmp_path, workers=1):
+        assert item.instruction == ("right" if item.seed % 2 == 0 else "left")
+        assert not item.success_at_any_time
+        with av.open(str(tmp_path / item.video)) as file:
+            stream = file.streams.video[0]
+            assert (stream.width, stream.height, stream.frames, stream.average_rate) == (32, 32, 11, 10)
+            brightness = [frame.to_ndarray(format="rgb24").mean() for frame in file.decode(stream)]
+        assert brightness == pytest.approx([20 * step for step in range(11)], abs=4)
+
+
+def test_progress_says_rate_time_to_go_and_success_by_arm():
+    line = progress([result("a"), result("a", seed=1, at_end=False), result("b")], total=9, seconds=30.0)
+    assert line == "evaluate: 3/9 episodes, 0.10/s, 1:00 to go; solved: a 1/2, b 1/1"
+
+
+def test_all_arms_of_a_plan_get_the_same_seeds(tmp_path):
+    arms = [
+        {"name": name, "policy": policy, "tasks": [{"task": "Line", "episodes": 3}]}
+        for name, policy in (("trained", "trained_100"), ("random", "random"))
+    ]
+    config = load_config(EvaluateConfig, None, {"out": "o", "policies": "p", "arms": arms, "video_every": 2})
+    trained, random = jobs_of(config)[:3], jobs_of(config)[3:]
+    assert [job.seed for job in trained] == [job.seed for job in random] == [10_000_000, 10_000_001, 10_000_002]
+    assert [job.is_recorded for job in trained] == [True, False, True]
+    assert (trained[0].policy, random[0].policy) == ("p/trained_100", "random")
+    assert {name: str(path) for name, path in policy_paths(config).items()} == {"trained": "p/trained_100"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("first_seed", 5, "first_seed"), ("arms", [{"name": "a", "policy": "random", "tasks": []}] * 2, "twice")],
+)
+def test_a_plan_on_training_seeds_or_with_doubled_arms_is_refused(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(EvaluateConfig, None, {"out": "o", "arms": [], key: value})
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smoke"])
+def test_the_plans_that_come_with_the_project_load(name):
+    config = load_config(EvaluateConfig, f"configs/eval/{name}.yaml", {"out": "o"})
+    shuffled = {arm.name for arm in config.arms if arm.shuffle_instructions}
+    assert shuffled == {"shuffled_instruction"}
+    assert {"random", "shuffled_instruction", "stock_no_pretraining"} <= {arm.name for arm in config.arms}
