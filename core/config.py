@@ -43,7 +43,7 @@ def load_config(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, kind, str(path or "command line"))) from None
+        raise ConfigError(_explain(error, kind, path, overrides or {})) from None
 
 
 def parse_command_line(
@@ -54,25 +54,30 @@ def parse_command_line(
     Exits with status 2 and one sentence when something is wrong; `--help` lists every key with its default.
     """
     parser = argparse.ArgumentParser(
-        description=description, epilog=describe(kind), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        epilog=describe(kind),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=required_config, help="YAML file; see configs/")
     known, rest = parser.parse_known_args(arguments)
     try:
-        return load_config(kind, known.config, _pairs(rest))
+        return load_config(kind, known.config, _pairs(rest, kind))
     except ConfigError as error:
         parser.exit(2, f"{Path(sys.argv[0]).name}: {error}\n")
 
 
-def describe(kind: type[BaseModel], prefix: str = "") -> str:
-    """One line a key: dotted name, default, documentation."""
+def describe(kind: type[BaseModel], prefix: str = "", owner: BaseModel | None = None) -> str:
+    """One line a key: dotted name, default (that of the group's `owner` where it sets one), documentation."""
     lines = [] if prefix else ["any key of the configuration can be set as --key VALUE:", ""]
     for name, field in kind.model_fields.items():
         nested = _nested(field.annotation)
+        is_required = owner is None and field.is_required()
+        value = None if is_required else getattr(owner, name, field.get_default(call_default_factory=True))
         if nested is not None:
-            lines.append(describe(nested, f"{prefix}{name}."))
+            lines.append(describe(nested, f"{prefix}{name}.", value))
             continue
-        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
+        default = "required" if is_required else f"default {value}"
         lines.append(f"  --{prefix}{name}  ({default})\n        {field.description or ''}")
     return "\n".join(lines)
 
@@ -93,13 +98,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; a configuration is a mapping `key: value`")
     return values
 
 
-def _pairs(words: Sequence[str]) -> dict[str, Any]:
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, {error.problem}"
+    return str(error).splitlines()[0]
+
+
+def _pairs(words: Sequence[str], kind: type[BaseModel]) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     remaining = list(words)
     while remaining:
@@ -111,8 +122,26 @@ def _pairs(words: Sequence[str]) -> dict[str, Any]:
             if not remaining:
                 raise ConfigError(f"--{key} has no value; write --{key} VALUE")
             value = remaining.pop(0)
-        pairs[key] = yaml.safe_load(value)
+        pairs[key] = value if _is_text(kind, key.split(".")) else _parsed(key, value)
     return pairs
+
+
+def _parsed(key: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{key} {value} is not valid YAML: {_yaml_problem(error)}") from None
+
+
+def _is_text(kind: type[BaseModel], keys: list[str]) -> bool:
+    """Whether a key takes text: there a run called 0012 or 1e3 keeps its name."""
+    for key in keys[:-1]:
+        field = kind.model_fields.get(key)
+        nested = _nested(field.annotation) if field else None
+        if nested is None:
+            return False
+        kind = nested
+    return keys[-1] in kind.model_fields and kind.model_fields[keys[-1]].annotation is str
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -131,13 +160,15 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel], path: str | Path | None, overrides: dict[str, Any]) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"])
+        source = "command line" if path is None or any(name.startswith(key) for name in overrides if key) else path
         if problem["type"] == "extra_forbidden":
             known = [line.split()[0].removeprefix("--") for line in describe(kind).splitlines() if "--" in line[:4]]
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            groups = [name.rsplit(".", 1)[0] for name in known if "." in name]
+            near = difflib.get_close_matches(key, groups + known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
             parts.append(f"{source}: unknown key {key}. {hint}")
         elif problem["type"] == "missing":
