@@ -72,6 +72,7 @@ class Stage:
             record["seconds_before"] = _json(path / "stage.json").get("seconds_before", 0.0)
             write_json(path / "stage.json", record)
         elif stage.is_done and is_main:
+            stage._release()
             say(f"{name}: already done in {path} ({stage.manifest['seconds']:.0f} s then), skipped")  # type: ignore[index]
         return stage
 
@@ -105,9 +106,15 @@ class Stage:
         manifest.pop("seconds_before", None)
         write_json(self.path / "manifest.json", manifest)
         self.manifest = manifest
+        self._release()
         facts = ", ".join(f"{key} {_short(value)}" for key, value in (summary or {}).items() if _is_plain(value))
         say(f"{self.record['name']}: done in {manifest['seconds']:.0f} s -> {self.path}  {facts}")
         return manifest
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def is_done(path: str | Path) -> bool:
@@ -144,11 +151,14 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write atomically: the file is either the old or the new one, never half of it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            json.dump(value, file, indent=2, default=str)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -203,6 +213,8 @@ def _claim(path: Path) -> Any:
 
 
 def _set_aside_if_changed(path: Path, record: dict[str, Any]) -> None:
+    if path.exists() and not path.is_dir():
+        raise StageError(f"{path} is a file, not a directory; choose another directory or move it away")
     if not path.exists() or not any(path.iterdir()):
         return
     if not (path / "stage.json").exists():
@@ -220,7 +232,14 @@ def _set_aside_if_changed(path: Path, record: dict[str, Any]) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise StageError(
+            f"{path} is not valid JSON ({error}); move its directory away and run the stage again"
+        ) from None
 
 
 def _is_plain(value: Any) -> bool:

@@ -49,15 +49,23 @@ def test_overrides_reach_groups_that_the_file_does_not_mention():
     assert load_config(Outer, None, {"out": "a", "inner.width": 4}).inner.width == 4
 
 
-@pytest.mark.parametrize(("key", "nearest"), [("innner.width", "inner"), ("inner.widht", "inner.width")])
+@pytest.mark.parametrize(("key", "nearest"), [("innner.width", "inner"), ("inner.widht", "inner.width"), ("ot", "out")])
 def test_unknown_key_answers_with_the_nearest_known_one(key, nearest):
-    with pytest.raises(ConfigError, match=rf"command line: unknown key inn\S+\. Did you mean {nearest}\?"):
+    with pytest.raises(
+        ConfigError, match=rf"command line: unknown key {key.split('.')[0]}\S*\. Did you mean {nearest}\?"
+    ):
         load_config(Outer, None, {"out": "a", key: 1})
 
 
 def test_unknown_key_that_resembles_nothing_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown key zzzzzz. Known keys: out, views, seed, inner.width, inner.rate"):
         load_config(Outer, None, {"out": "a", "zzzzzz": 1})
+
+
+def test_the_command_line_is_blamed_for_what_it_says_and_the_file_for_the_rest(tmp_path):
+    path = written(tmp_path, "out: a\nseed: x\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: seed = 'x': .*; command line: inner\.rate = 'y': "):
+        load_config(Outer, path, {"inner.rate": "y"})
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):
@@ -121,7 +129,7 @@ def test_command_line_takes_both_forms_lists_and_negative_numbers():
     [
         (["--out", "a", "stray"], "unexpected word 'stray'"),
         (["--out"], "--out has no value"),
-        (["--out", "[a"], "--out"),
+        (["--out", "a", "--views", "[a"], "--views [a is not valid YAML"),
         (["--out", "a", "--inner.widht", "2"], "Did you mean inner.width?"),
         (["--config", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
     ],
