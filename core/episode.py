@@ -37,7 +37,7 @@ class Episode:
     actions: Float[np.ndarray, "frames dims"] | None = None
     """In the units of `action_space`."""
     action_space: ActionSpace | None = None
-    proprioception: Float[np.ndarray, "frames dims"] | None = None
+    proprioception: Float[np.ndarray, "frames senses"] | None = None
     """End-effector position (m), orientation (quaternion wxyz), finger openings (m), or what the source has."""
     is_labelled: bool = True
     """False: training must behave as if the actions did not exist; only an audit may look at them."""

@@ -45,6 +45,17 @@ class StoreInfo:
     """0: the store holds none."""
     robot_type: str
 
+    def __post_init__(self) -> None:
+        """Reject what the layout cannot hold.
+
+        Raises:
+            StoreError: no rate, no view, or a view whose name cannot be part of a path.
+        """
+        if self.control_hz <= 0 or not self.views:
+            raise StoreError(f"a store needs a rate and a view, got control_hz {self.control_hz}, views {self.views}")
+        if wrong := [name for name in self.views if not name or "/" in name]:
+            raise StoreError(f"view names {wrong} cannot name folders; leave out '/'")
+
 
 def part_file(path: str | Path, kind: str, part: int) -> Path:
     """Where a part's file lies; `kind` is DATA, EPISODES or the folder of a camera."""
@@ -65,7 +76,7 @@ def publish(file: Path) -> None:
 
 
 def replace_table(table: pa.Table, file: Path) -> None:
-    """Give a file its name once its bytes are on the disk."""
+    """Write a parquet file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, temporary(file))
     publish(file)
@@ -78,7 +89,7 @@ def list_widths(info: StoreInfo) -> dict[str, int]:
 
 
 def frame_schema(info: StoreInfo) -> pa.Schema:
-    """Numbers a frame of each list column."""
+    """Columns of the data files."""
     lists = [(name, pa.list_(pa.float32(), width)) for name, width in list_widths(info).items()]
     return pa.schema(lists + [(name, getattr(pa, kind)()) for name, kind in INDEX_FEATURES.items()])
 

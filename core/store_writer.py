@@ -27,6 +27,7 @@ from core.store_layout import (
     frame_schema,
     frame_table,
     info_to_json,
+    list_widths,
     matrix,
     numbers_of,
     part_file,
@@ -133,8 +134,8 @@ def finish_store(path: str | Path, info: StoreInfo, parts: int, tasks: Sequence[
     index = pd.Index(list(tasks), name="task")
     table = pa.Table.from_pandas(pd.DataFrame({"task_index": range(len(tasks))}, index=index))
     replace_table(table, path / "meta/tasks.parquet")
-    columns = [name for name in (ACTION, STATE) if name in frame_schema(info).names]
-    write_json(path / "meta/stats.json", {name: _statistics(path, parts, name) for name in columns})
+    statistics = {name: _statistics(path, parts, name) for name in (ACTION, STATE) if name in list_widths(info)}
+    write_json(path / "meta/stats.json", {name: numbers for name, numbers in statistics.items() if numbers["count"][0]})
     described = info_to_json(info, len(episodes), frames, len(tasks))
     files = sorted(file for part in range(parts) for file in _files_of(path, part, info))
     hashes = {str(file.relative_to(path)): fingerprint_of_file(file) for file in files}

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import av
 import numpy as np
@@ -47,7 +47,7 @@ class VideoWriter:
         self._stream.codec_context.thread_count = 1
         self._reformatter = VideoReformatter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
