@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class FeatureCache:
         workers: int = 1,
         views: Sequence[str] | None = None,
         pool: int = 1,
-    ) -> Self:
+    ) -> "FeatureCache":
         """Encode all frames of `views` (default: every camera) in `directory`, unless that is done already.
 
         One worker encodes in this process; several are processes with one thread each.
@@ -106,7 +106,7 @@ class FeatureCache:
     @classmethod
     def open(
         cls, directory: str | Path, *, store_fingerprint: str | None = None, encoder_fingerprint: str | None = None
-    ) -> Self:
+    ) -> "FeatureCache":
         """The finished cache in `directory`.
 
         Raises:

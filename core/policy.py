@@ -1,7 +1,7 @@
 """What a policy sees and answers; no torch, so that a robot or simulator image needs none."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,6 +27,7 @@ class ActionChunk:
     action_space: ActionSpace
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Anything that acts. Statistics, transforms and the action space are its own, never flags of the caller."""
 

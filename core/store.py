@@ -11,6 +11,7 @@ Numbers of a frame that the episode does not have (actions, proprioception, extr
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from core.store_layout import (
     part_file,
 )
 from core.store_writer import finish_store, is_part_done, write_part
-from core.video import VideoReader
+from core.video import OPEN_FILES, VideoReader
 
 __all__ = [
     "ActionsHiddenError",
@@ -85,6 +86,10 @@ class Store:
         self.num_frames = sum(record.length for record in self.episodes)
         self._rows = rows
         self._videos = VideoReader(info.control_hz)
+        self._tables: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": OrderedDict()}
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -213,12 +218,20 @@ class Store:
     def _numbers(self, episode: int, column: str) -> np.ndarray | None:
         """A column of one episode; None where the store or the episode lacks it."""
         row = self._rows[self._record(episode).index]
-        file = pq.ParquetFile(part_file(self.path, DATA, row["data/file_index"]), memory_map=True)
+        file = self._table(row["data/file_index"])
         if column not in file.schema_arrow.names:
             return None
         group = episode - row["first_in_part"]
         values = matrix(file.read_row_group(group, columns=[column], use_threads=False)[column])
         return None if np.isnan(values).all() else values
+
+    def _table(self, part: int) -> pq.ParquetFile:
+        """The data file of a part; opening one takes milliseconds, so the last ones used stay open."""
+        table = self._tables.pop(part, None) or pq.ParquetFile(part_file(self.path, DATA, part), memory_map=True)
+        self._tables[part] = table
+        while len(self._tables) > OPEN_FILES:
+            self._tables.popitem(last=False)[1].close()
+        return table
 
 
 def _record(row: dict[str, Any]) -> EpisodeRecord:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class TrainingConfig(Config):
     """Where metrics go besides metrics.jsonl; wandb stays offline where nobody is logged in."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Samples by index, made into batches by the data set itself."""
 
@@ -94,7 +95,8 @@ def make_accelerator(config: TrainingConfig, directory: Path) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if bf16_is_fast(device) else "no"
-    handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu else []
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and launched > 1 else []
     if not deepspeed:
         handlers.append(DistributedDataParallelKwargs(find_unused_parameters=False))
     accelerator = Accelerator(
@@ -105,7 +107,6 @@ def make_accelerator(config: TrainingConfig, directory: Path) -> Accelerator:
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(directory),
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise TrainingError(
             f"{launched} processes were launched but each trains alone; on a CPU start them with torchrun "
@@ -336,7 +337,7 @@ class _StopSignal:
         self.is_set = False
         self.previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_StopSignal":
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._handle)
         return self

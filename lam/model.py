@@ -1,6 +1,6 @@
 """The multi-view latent action model: encode a transition of one view, explain the future of any view."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +40,7 @@ class LamConfig(Config):
     """The decoder predicts the change from the first frame's features, not the later features themselves."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _sizes_fit(self) -> "LamConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self

@@ -1,7 +1,7 @@
 """Training of a latent action model on cached features of action-free multi-view episodes."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class TrainLamConfig(Config):
     """Optimisation."""
 
     @model_validator(mode="after")
-    def _objective_has_views(self) -> Self:
+    def _objective_has_views(self) -> "TrainLamConfig":
         if self.objective in ("self_cross", "mismatched") and self.views_per_sample < 2:
             raise ValueError(
                 f"objective {self.objective} needs views_per_sample of 2 or more, got {self.views_per_sample}; "

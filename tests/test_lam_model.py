@@ -1,0 +1,169 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from core.checkpoint import CheckpointError
+from lam.model import LamConfig, LatentActionModel
+from lam.objectives import OBJECTIVES, Transitions
+from lam.quantizers import VectorQuantizer, codebook_health
+from lam.reference import from_published
+
+GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "lam_small.safetensors"
+
+
+def small(**changes) -> LatentActionModel:
+    values = {"width": 32, "heads": 4, "encoder_blocks": 1, "decoder_blocks": 1, "code_dim": 8}
+    return LatentActionModel(LamConfig(**(values | changes)), feature_dim=12, patches=9)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not GOLDEN.exists():
+        pytest.skip(f"reference tensors of the published model are not at {GOLDEN}")
+    with safe_open(str(GOLDEN), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata()
+
+
+def published_model(tensors, metadata) -> LatentActionModel:
+    weights = {f"lam.{k.removeprefix('weight.')}": v for k, v in tensors.items() if k.startswith("weight.")}
+    weights["lam.dino_encoder.blocks.0.norm1.weight"] = torch.zeros(3)
+    return from_published(weights, int(metadata["heads"]), int(metadata["patches"]))
+
+
+def test_the_published_layout_gives_the_published_encodings_codes_reconstructions_loss_and_gradients(golden):
+    tensors, metadata = golden
+    model = published_model(tensors, metadata)
+    features = tensors["input.features"]
+    views, batch = features.shape[:2]
+    encodings = model.encode(features.flatten(0, 1))
+    quantized = model.quantize(encodings)
+    codes = quantized.codes.unflatten(0, (views, batch))
+    torch.testing.assert_close(
+        encodings.unflatten(0, (views, batch)), tensors["output.encoding"][:, :, 0], atol=1e-4, rtol=0
+    )
+    assert torch.equal(quantized.indices.unflatten(0, (views, batch)), tensors["output.indices"])
+    for i in range(views):
+        for j in range(views):
+            rebuilt = model.decode(features[i, :, 0], codes[j])
+            torch.testing.assert_close(rebuilt, tensors["output.reconstruction"][i, j, :, 0], atol=1e-4, rtol=0)
+    loss = OBJECTIVES["published"](model, Transitions(features.transpose(0, 1), None))["loss"]
+    torch.testing.assert_close(loss, tensors["output.loss"][0], atol=1e-4, rtol=0)
+    loss.backward()
+    gradients = {
+        "action_latent": model.encoder.queries.grad,
+        "to_codebook.weight": model.encoder.to_code.weight.grad,
+        "vq.codebook.weight": model.quantizer.codebook.grad[0],
+        "patch_up.weight": model.decoder.patch_up.weight.grad,
+        "decoder.out.weight": model.decoder.out.weight.grad,
+    }
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, tensors[f"grad.{name}"].reshape(gradient.shape), atol=1e-4, rtol=0)
+
+
+def test_a_foreign_file_is_refused_with_the_names_it_holds():
+    with pytest.raises(CheckpointError, match="conv1"):
+        from_published({"conv1.weight": torch.zeros(3)}, 4, 16)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_the_quantizer_agrees_with_a_naive_loop(is_shared):
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(num_codes=5, dim=3, num_tokens=4, beta=0.25, is_shared=is_shared)
+    torch.nn.init.normal_(quantizer.codebook)
+    encodings = torch.randn(7, 4, 3)
+    answer = quantizer(encodings)
+    total = 0.0
+    for b in range(7):
+        for t in range(4):
+            book = quantizer.codebook[0 if is_shared else t]
+            distances = [float(((encodings[b, t] - code) ** 2).sum()) for code in book]
+            best = distances.index(min(distances))
+            assert answer.indices[b, t] == best
+            torch.testing.assert_close(answer.codes[b, t], book[best].detach(), atol=1e-6, rtol=0)
+            total += min(distances) / 3
+    assert answer.loss.item() == pytest.approx(1.25 * total / 28, rel=1e-5)
+    assert quantizer.counts.sum() == 28
+
+
+def test_gradients_pass_straight_through_the_quantizer():
+    quantizer = VectorQuantizer(num_codes=5, dim=3, num_tokens=2, beta=0.0, is_shared=True)
+    encodings = torch.randn(4, 2, 3, requires_grad=True)
+    (2 * quantizer(encodings).codes).sum().backward()
+    torch.testing.assert_close(encodings.grad, torch.full_like(encodings, 2.0))
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_dead_codes_are_replaced_by_encodings_and_live_ones_stay(is_shared):
+    quantizer = VectorQuantizer(num_codes=4, dim=3, num_tokens=2, beta=0.25, is_shared=is_shared)
+    quantizer.counts[:] = torch.tensor([10.0, 10.0, 10.0, 0.0])
+    before = quantizer.codebook.detach().clone()
+    encodings = torch.randn(50, 2, 3) + 100
+    assert quantizer.revive(encodings, torch.Generator().manual_seed(0)) == (1 if is_shared else 2)
+    assert torch.equal(quantizer.codebook[:, :3], before[:, :3])
+    assert (quantizer.codebook[:, 3] > 50).all()
+    assert not quantizer.counts.any()
+
+
+def test_perplexity_is_that_of_the_counts():
+    even = codebook_health(torch.full((4, 16), 3.0))
+    assert even["perplexity"] == pytest.approx(16)
+    one = codebook_health(torch.nn.functional.one_hot(torch.zeros(4, dtype=torch.long), 16).float())
+    assert one["perplexity"] == pytest.approx(1)
+    assert one["usage"] == pytest.approx(1 / 16)
+
+
+def test_the_encoding_depends_on_both_frames_and_the_first_frame_does_not_see_the_second():
+    model = small().eval()
+    features = torch.randn(2, 2, 9, 12)
+    changed_later, changed_first = features.clone(), features.clone()
+    changed_later[:, 1] += torch.randn(2, 9, 12)
+    changed_first[:, 0] += torch.randn(2, 9, 12)
+    base = model.encode(features)
+    assert not torch.allclose(base, model.encode(changed_later))
+    assert not torch.allclose(base, model.encode(changed_first))
+    tokens = model.encoder.embed(features)
+    for block in model.encoder.blocks:
+        seen = block(tokens)[:, 0]
+        blind = block(model.encoder.embed(changed_later))[:, 0]
+    torch.testing.assert_close(seen, blind)
+
+
+def test_the_cross_term_decodes_with_the_other_view_and_the_control_with_another_transition():
+    model = small()
+    features = torch.randn(3, 2, 2, 9, 12)
+    with torch.no_grad():
+        model.quantizer.revive(model.encode(features.flatten(0, 1)), torch.Generator().manual_seed(0))
+    codes = model.quantize(model.encode(features.flatten(0, 1))).codes.unflatten(0, (3, 2))
+    own, cross, wrong = [], [], []
+    for b in range(3):
+        for v in range(2):
+            first, later = features[b, v, :1], features[b, v, 1:]
+            for errors, code in ((own, codes[b, v]), (cross, codes[b, 1 - v]), (wrong, codes[b - 1, 1 - v])):
+                errors.append((model.decode(first, code[None]) - later).square().mean().item())
+    batch = Transitions(features, None)
+    terms = OBJECTIVES["self_cross"](model, batch)
+    assert terms["self"].item() == pytest.approx(sum(own) / 6, rel=1e-4)
+    assert terms["cross"].item() == pytest.approx(sum(cross) / 6, rel=1e-4)
+    assert OBJECTIVES["mismatched"](model, batch)["cross"].item() == pytest.approx(sum(wrong) / 6, rel=1e-4)
+    assert "cross" not in OBJECTIVES["self"](model, batch)
+
+
+def test_one_batch_can_be_overfitted():
+    torch.manual_seed(0)
+    model = small(normalise_encodings=True, codebook="per_token")
+    features = torch.randn(8, 2, 2, 9, 12)
+    features[:, :, 1] = features[:, :, 0] + torch.randn(8, 1, 1, 1)
+    with torch.no_grad():
+        model.quantizer.revive(model.encode(features.flatten(0, 1)), torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(250):
+        terms = OBJECTIVES["self_cross"](model, Transitions(features, None))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(terms["cross"].item())
+    assert losses[-1] < 0.3 * losses[0]
