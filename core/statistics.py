@@ -26,7 +26,7 @@ class Statistics:
     count: int
 
     @classmethod
-    def of(cls, arrays: Iterable[Float[np.ndarray, "n dims"]]) -> "Statistics":
+    def of(cls, arrays: Iterable[Float[np.ndarray, "_ dims"]]) -> "Statistics":
         """Statistics of all rows of the arrays, which are seen once and one at a time.
 
         Raises:

@@ -60,15 +60,15 @@ class LatentTokenizer:
         longest = max(len(row) for row in rows)
         return torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
 
-    def latent_ids(self, codes: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    def latent_ids(self, codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Token ids of code indices."""
         return codes + self.first_id
 
-    def codes(self, ids: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    def codes(self, ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Code indices of token ids; the inverse of `latent_ids`."""
         return ids - self.first_id
 
-    def legal(self, logits: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch vocabulary"]:
+    def legal(self, logits: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits in which everything but a latent token is impossible."""
         allowed: Bool[Tensor, " vocabulary"] = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         allowed[self.first_id : self.first_id + self.num_codes] = True

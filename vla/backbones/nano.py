@@ -73,7 +73,7 @@ class NanoBackbone(nn.Module):
         self,
         features: Float[Tensor, "batch patches dim"] | None,
         ids: Int[Tensor, "batch text"],
-        mask: Bool[Tensor, "batch text"],
+        mask: Bool[Tensor, "batch whole_text"],
         cache: Any = None,
         use_cache: bool = False,
     ) -> BackboneOutput:
