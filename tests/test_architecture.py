@@ -34,14 +34,14 @@ def short(path: Path, node: ast.AST | None = None) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[ast.AST, str]]:
-    """Every imported module, also those inside functions and in strings of the form "package.module:name"."""
+    """Every imported module, also those inside functions and in strings such as "package.module:name"."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node, "." * node.level + (node.module or "")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found = re.fullmatch(r"((?:core|lam|vla|eval)(?:\.\w+)+):\w+", node.value)
+            found = re.fullmatch(r"((?:core|lam|vla|eval)(?:\.\w+)+)(?::\w+)+", node.value)
             if found:
                 yield node, found[1]
 
