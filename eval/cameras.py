@@ -1,0 +1,99 @@
+"""Where the simulator's cameras stand: one fixed camera for policies, and as many random ones as wanted."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import model_validator
+
+from core.config import Config
+
+POLICY_CAMERA = "front"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraPose:
+    """A camera at `eye` that looks at `target`, with the world's z axis upright in the image; metres, robot world."""
+
+    eye: tuple[float, float, float]
+    target: tuple[float, float, float]
+    fov_rad: float
+    """Vertical field of view."""
+
+    @property
+    def axes(self) -> Float[np.ndarray, "3 3"]:
+        """Rows: the camera's forward, left and up directions in the world."""
+        forward = np.subtract(self.target, self.eye)
+        forward = forward / np.linalg.norm(forward)
+        left = np.cross([0.0, 0.0, 1.0], forward)
+        left = left / np.linalg.norm(left)
+        return np.stack([forward, left, np.cross(forward, left)])
+
+    @property
+    def extrinsics(self) -> Float[np.ndarray, "3 4"]:
+        """World to camera, OpenCV axes (x right, y down, z forward)."""
+        forward, left, up = self.axes
+        rotation = np.stack([-left, -up, forward])
+        return np.concatenate([rotation, -rotation @ np.reshape(self.eye, (3, 1))], axis=1)
+
+
+FRONT = CameraPose(eye=(0.40, 0.0, 0.42), target=(-0.05, 0.0, 0.05), fov_rad=0.95)
+
+
+class RandomCameras(Config):
+    """From where random cameras look: drawn once an episode, around the middle of the table."""
+
+    azimuth_deg: tuple[float, float] = (-75.0, 75.0)
+    """Smallest and largest angle about the vertical; 0 looks at the robot from the front, 90 from its left."""
+    elevation_deg: tuple[float, float] = (25.0, 55.0)
+    """Smallest and largest angle above the table."""
+    distance_m: tuple[float, float] = (0.5, 0.75)
+    """Smallest and largest distance from the middle of the table."""
+    camera_motion_m: float = 0.0
+    """How far a camera sways to either side of its place during an episode; 0 stands still."""
+    sway_period_s: float = 2.0
+    """Duration of one sway to and fro."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> "RandomCameras":
+        for name in ("azimuth_deg", "elevation_deg", "distance_m"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is a range from small to large, got {low} to {high}")
+        if self.distance_m[0] <= 0 or not 0 < self.elevation_deg[0] <= self.elevation_deg[1] < 90:
+            raise ValueError("cameras stand above the table: distance_m above 0, elevation_deg between 0 and 90")
+        return self
+
+
+def camera_number(name: str) -> int:
+    """0 for the policy camera, n for `random_n`.
+
+    Raises:
+        ValueError: there is no camera of that name.
+    """
+    if name == POLICY_CAMERA:
+        return 0
+    match = re.fullmatch(r"random_([1-9]\d*)", name)
+    if match is None:
+        raise ValueError(f"unknown view {name!r}; there are {POLICY_CAMERA!r}, 'random_1', 'random_2', ...")
+    return int(match[1])
+
+
+def place_camera(name: str, seed: int, seconds: float, ranges: RandomCameras) -> CameraPose:
+    """Where the camera `name` stands, `seconds` after the start of the episode that `seed` names."""
+    number = camera_number(name)
+    if number == 0:
+        return FRONT
+    random = np.random.default_rng([seed, number])
+    azimuth, elevation = (math.radians(random.uniform(*span)) for span in (ranges.azimuth_deg, ranges.elevation_deg))
+    distance = random.uniform(*ranges.distance_m)
+    direction = np.array(
+        [math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation)]
+    )
+    sway = random.normal(size=3)
+    phase = random.uniform(0, 2 * math.pi) + 2 * math.pi * seconds / ranges.sway_period_s
+    offset = ranges.camera_motion_m * math.sin(phase) * sway / np.linalg.norm(sway)
+    eye = np.array(FRONT.target) + distance * direction + offset
+    return CameraPose(eye=(float(eye[0]), float(eye[1]), float(eye[2])), target=FRONT.target, fov_rad=FRONT.fov_rad)

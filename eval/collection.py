@@ -1,0 +1,141 @@
+"""Collecting a store of simulated episodes: simulate, then render; part by part, in several processes.
+
+Beside the store stand `recordings/part-000.npz`, ... (states, actions and proprioception, from which any other view can
+be rendered later) and `contact_sheet.png` (one episode of each instruction).
+"""
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from core.episode import Episode
+from core.run import Stage
+from core.store import finish_store, is_part_done, write_part
+from eval.collection_settings import CollectionSettings, EpisodePlan, plan_episodes
+from eval.contact_sheet import write_contact_sheet
+from eval.demonstrations import render_episode, simulate_success
+from eval.maniskill import ManiSkillBenchmark
+from eval.recordings import is_recorded, read_recordings, write_recordings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Episodes that one process simulates, and later renders, together."""
+
+    settings: CollectionSettings
+    number: int
+    plans: list[EpisodePlan]
+    first_episode: int
+    """Index of the first episode in the whole store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What the parent process needs to know of a simulated part."""
+
+    frames: int
+    failures: int
+    """Attempts that were thrown away."""
+
+
+def collect(settings: CollectionSettings) -> None:
+    """Collect the store, or go on where an earlier run with the same settings stopped."""
+    stage = Stage.open(settings.out, "collect_maniskill", settings)
+    if stage.is_done:
+        return
+    parts = _parts(settings)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(settings.workers, mp_context=context, initializer=_use_one_thread)
+    try:
+        simulated = _in_all(pool, "simulate", [(part, simulate_part, (part,)) for part in parts])
+        stage.keep_time()
+        firsts = [sum(result.frames for result in simulated[: part.number]) for part in parts]
+        _in_all(pool, "render", [(part, render_part, (part, firsts[part.number])) for part in parts])
+    finally:
+        pool.shutdown(cancel_futures=True)
+    fingerprint = finish_store(settings.out, settings.info, len(parts), settings.instructions)
+    write_contact_sheet(settings.out)
+    facts = {
+        "episodes": sum(len(part.plans) for part in parts),
+        "frames": sum(result.frames for result in simulated),
+        "failed_attempts": sum(result.failures for result in simulated),
+    }
+    stage.finish(facts, fingerprint)
+
+
+def simulate_part(part: Part) -> Simulated:
+    """Record the episodes of a part with physics alone, unless that was done before."""
+    folder, stride = part.settings.out, part.settings.frame_stride
+    if not is_recorded(folder, part.number):
+        recordings = [simulate_success(_benchmark_for(part, p), p.seed, part.settings.expert) for p in part.plans]
+        write_recordings(folder, part.number, recordings)
+    recordings = read_recordings(folder, part.number)
+    return Simulated(
+        frames=sum(-(-len(recording.actions) // stride) for recording in recordings),
+        failures=sum(recording.failures for recording in recordings),
+    )
+
+
+def render_part(part: Part, first_frame: int) -> None:
+    """Write a part of the store from its recordings, unless that was done before."""
+    if is_part_done(part.settings.out, part.number):
+        return
+    write_part(
+        part.settings.out,
+        part.number,
+        _rendered(part),
+        info=part.settings.info,
+        first_episode=part.first_episode,
+        first_frame=first_frame,
+        tasks=part.settings.instructions,
+    )
+
+
+def _parts(settings: CollectionSettings) -> list[Part]:
+    plans, size = plan_episodes(settings), settings.episodes_per_part
+    return [
+        Part(settings=settings, number=number, plans=plans[start : start + size], first_episode=start)
+        for number, start in enumerate(range(0, len(plans), size))
+    ]
+
+
+def _in_all(pool: ProcessPoolExecutor, what: str, calls: list[tuple[Part, Callable, tuple]]) -> list:
+    """Results of the calls in their order; progress in episodes."""
+    futures = {pool.submit(function, *arguments): part for part, function, arguments in calls}
+    total = sum(len(part.plans) for part in futures.values())
+    with tqdm(total=total, desc=what, unit="episode", mininterval=1.0) as progress:
+        for future in as_completed(futures):
+            future.result()
+            progress.update(len(futures[future].plans))
+    return [future.result() for future in futures]
+
+
+def _rendered(part: Part) -> Iterator[Episode]:
+    for plan, recording in zip(part.plans, read_recordings(part.settings.out, part.number), strict=True):
+        yield render_episode(
+            _benchmark_for(part, plan),
+            recording,
+            frame_stride=part.settings.frame_stride,
+            is_labelled=plan.is_labelled,
+            split=plan.split,
+        )
+
+
+def _benchmark_for(part: Part, plan: EpisodePlan) -> ManiSkillBenchmark:
+    return _benchmark(plan.task, plan.views, part.settings.image_size, part.settings.random_cameras)
+
+
+@functools.cache
+def _benchmark(*arguments) -> ManiSkillBenchmark:  # type: ignore[no-untyped-def]
+    """One simulator a process, task and set of cameras: they take long to make."""
+    return ManiSkillBenchmark(*arguments)
+
+
+def _use_one_thread() -> None:
+    """Processes fill the cores; threads of the renderer and of torch in each would only get in their way."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}

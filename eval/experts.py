@@ -1,0 +1,180 @@
+"""Scripted experts: waypoints through the end-effector controller, from the true poses of the things in the scene."""
+
+from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32
+from scipy.spatial.transform import Rotation
+
+from core.spaces import END_EFFECTOR_DELTA
+from eval.maniskill import ManiSkillBenchmark
+from eval.tasks import find_task
+
+OPEN, CLOSED = 1.0, -1.0
+TABLE_Z_M = 0.02
+"""Height of the fingertips at work: the middle of a cube on the table."""
+ABOVE_Z_M = 0.09
+"""Height at which the fingers pass over a cube."""
+BEHIND_M = 0.065
+"""Where a push starts, from the middle of the cube."""
+PUSH_STEP_M = 0.06
+RISE_M = np.array([0.0, 0.0, 0.08])
+STEP_LIMIT_M = 0.1
+TURN_LIMIT_RAD = 0.08
+
+
+class Intention(NamedTuple):
+    """What an expert wants to do now."""
+
+    action: Float32[np.ndarray, "7"]
+    """In the units of `END_EFFECTOR_DELTA`."""
+    noise_scale: float
+    """How much of the execution noise the expert stands at this point: less where it touches things."""
+
+
+class Expert:
+    """An expert that decides from the present state alone where its next waypoint lies; `speed` in 0..1."""
+
+    def __init__(self, benchmark: ManiSkillBenchmark, seed: int, speed: float) -> None:
+        self._benchmark = benchmark
+        self._rules = find_task(benchmark.task)
+        self._seed = seed
+        self._speed = speed
+        self._intentions = EXPERTS[benchmark.task](self)
+
+    def decide(self) -> Intention:
+        """The next action."""
+        return next(self._intentions)
+
+    def push(self, direction: tuple[float, float], distance_m: float) -> Iterator[Intention]:
+        """Go behind the cube, down, and through to `distance_m` beyond where it was."""
+        along = np.array([*direction, 0.0])
+        start = self._position(self._rules.moved_object)
+        behind = start - BEHIND_M * along
+        while np.linalg.norm(self._hand[:2] - behind[:2]) >= 0.02:
+            yield self._towards(_at_height(behind, ABOVE_Z_M), CLOSED, noise_scale=1.0)
+        while abs(self._hand[2] - TABLE_Z_M) >= 0.012:
+            yield self._towards(_at_height(behind, TABLE_Z_M), CLOSED, noise_scale=1.0)
+        while True:
+            # The cube sticks to the fingers: what brings the hand back to the line brings the cube back too.
+            covered = float((self._hand - start) @ along)
+            aim = start + along * min(covered + PUSH_STEP_M, distance_m)
+            yield self._towards(_at_height(aim, TABLE_Z_M), CLOSED, noise_scale=0.3)
+
+    def push_as_told(self) -> Iterator[Intention]:
+        """Push in the direction of the instruction."""
+        direction = self._rules.direction(self._seed)
+        assert direction is not None
+        return self.push(direction, distance_m=0.13)
+
+    def pick(self) -> Iterator[Intention]:
+        """Grasp the cube and hold it at the goal."""
+        yaw = yield from self._grasp("cube")
+        while True:
+            way = self._position("goal_site") - self._position("cube")
+            noise_scale = 0.3 if np.linalg.norm(way) > 0.03 else 0.0
+            yield self._towards(self._hand + way, CLOSED, yaw, noise_scale=noise_scale)
+
+    def stack(self) -> Iterator[Intention]:
+        """Grasp one cube, set it on the other, let go and rise."""
+        yaw = yield from self._grasp("cubeA")
+        while self._hand[2] <= 0.08:
+            yield self._towards(_at_height(self._hand, 0.13), CLOSED, yaw, noise_scale=0.3)
+        while np.linalg.norm((self._position("cubeA") - self._position("cubeB"))[:2]) >= 0.008:
+            yield self._towards(self._over("cubeB", height_m=0.09), CLOSED, yaw, noise_scale=0.3)
+        while self._position("cubeA")[2] >= 0.064:
+            yield self._towards(self._over("cubeB", height_m=0.038), CLOSED, yaw, noise_scale=0.0, speed=0.3)
+        released = self._hand.copy()
+        while self._benchmark.proprioception()[-2:].min() < 0.03:
+            yield self._towards(released, OPEN, yaw, noise_scale=0.0)
+        while True:
+            yield self._towards(released + RISE_M, OPEN, yaw, noise_scale=0.0)
+
+    def _grasp(self, cube: str) -> Generator[Intention, None, float]:
+        """Grasp a cube from above; returns the yaw of the hand."""
+        yaw = _grasp_yaw(self._benchmark.object_pose(cube)[3:])
+        place = self._position(cube)
+        while np.linalg.norm(self._hand[:2] - place[:2]) >= 0.012 or np.linalg.norm(self._turn(yaw)) >= 0.25:
+            yield self._towards(_at_height(place, ABOVE_Z_M), OPEN, yaw, noise_scale=1.0)
+        while abs(self._hand[2] - TABLE_Z_M) >= 0.008:
+            yield self._towards(_at_height(place, TABLE_Z_M), OPEN, yaw, noise_scale=0.3)
+        for _ in range(3):
+            yield self._towards(_at_height(place, TABLE_Z_M), CLOSED, yaw, noise_scale=0.0)
+        return yaw
+
+    def _towards(
+        self,
+        target: Float[np.ndarray, "3"],
+        gripper: float,
+        yaw: float = 0.0,
+        *,
+        noise_scale: float,
+        speed: float | None = None,
+    ) -> Intention:
+        """One step towards a place of the hand, fingers down, turned by `yaw`."""
+        step = _limited(target - self._hand, STEP_LIMIT_M * (speed or self._speed))
+        turn = _limited(self._turn(yaw), TURN_LIMIT_RAD)
+        return Intention(np.concatenate([step, turn, [gripper]]).astype(np.float32), noise_scale)
+
+    def _over(self, cube: str, height_m: float) -> Float[np.ndarray, "3"]:
+        """Where the hand must be so that the cube it holds is `height_m` above the middle of `cube`."""
+        return self._position(cube) + np.array([0.0, 0.0, height_m]) - (self._position("cubeA") - self._hand)
+
+    @property
+    def _hand(self) -> Float[np.ndarray, "3"]:
+        return self._benchmark.proprioception()[:3]
+
+    def _turn(self, yaw: float) -> Float[np.ndarray, "3"]:
+        """Rotation vector from the hand's present orientation to fingers down and `yaw`."""
+        present = _rotation(self._benchmark.proprioception()[3:7])
+        return (Rotation.from_rotvec([0, 0, yaw]) * Rotation.from_rotvec([np.pi, 0, 0]) * present.inv()).as_rotvec()
+
+    def _position(self, thing: str) -> Float[np.ndarray, "3"]:
+        return self._benchmark.object_pose(thing)[:3].astype(float)
+
+
+EXPERTS: dict[str, Callable[[Expert], Iterator[Intention]]] = {
+    "PushCube-v1": lambda expert: expert.push((1.0, 0.0), distance_m=0.13),
+    "PullCube-v1": lambda expert: expert.push((-1.0, 0.0), distance_m=0.13),
+    "PushCubeDirections": Expert.push_as_told,
+    "PickCube-v1": Expert.pick,
+    "StackCube-v1": Expert.stack,
+}
+
+
+class Noise:
+    """Execution noise that is correlated in time; the labels stay clean, so that they correct what it does.
+
+    Source: DART (Laskey et al., 2017), with noise in the end effector's position.
+    """
+
+    def __init__(self, size_m: float, random: np.random.Generator) -> None:
+        self._size_m = size_m
+        self._random = random
+        self._present = np.zeros(3)
+
+    def disturb(self, intention: Intention) -> Float32[np.ndarray, "7"]:
+        """The action that is carried out instead of the intended one."""
+        self._present = 0.7 * self._present + self._random.normal(0.0, self._size_m, 3)
+        action = intention.action.copy()
+        action[:3] += intention.noise_scale * self._present
+        return np.clip(action, END_EFFECTOR_DELTA.low, END_EFFECTOR_DELTA.high).astype(np.float32)
+
+
+def _grasp_yaw(quaternion: Float[np.ndarray, "4"]) -> float:
+    """The turn of the hand, at most 45 degrees, that aligns the fingers with a cube on the table."""
+    angle = 2 * np.arctan2(quaternion[3], quaternion[0])
+    return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)
+
+
+def _limited(vector: Float[np.ndarray, "3"], length: float) -> Float[np.ndarray, "3"]:
+    return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))
+
+
+def _at_height(place: Float[np.ndarray, "3"], height_m: float) -> Float[np.ndarray, "3"]:
+    return np.array([place[0], place[1], height_m])
+
+
+def _rotation(quaternion_wxyz: Float[np.ndarray, "4"]) -> Rotation:
+    return Rotation.from_quat(np.roll(quaternion_wxyz, -1))

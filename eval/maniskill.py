@@ -1,0 +1,192 @@
+"""ManiSkill's Panda tasks as a benchmark: actions in metres and radians, cameras anywhere, images on demand."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from core.policy import Observation
+from core.spaces import END_EFFECTOR_DELTA, ActionSpace
+from eval.benchmark import StepResult
+from eval.cameras import POLICY_CAMERA, CameraPose, RandomCameras, camera_number, place_camera
+from eval.robot_meshes import use_lighter_panda
+from eval.tasks import find_task, is_pushed
+
+PICTURE = CameraPose(eye=(0.6, 0.7, 0.6), target=(0.0, 0.0, 0.25), fov_rad=0.9)
+PICTURE_SIZE = 256
+NO_RENDERER = (
+    "the simulator finds no device to render with; run scripts/setup.sh, which installs Mesa's software renderer "
+    "(packages libvulkan1 and mesa-vulkan-drivers, version 25 or newer) where there is no graphics card"
+)
+
+
+class ManiSkillBenchmark:
+    """One ManiSkill task, judged by its own rule or by the direction it was told; a `Benchmark` of eval/benchmark.py.
+
+    Proprioception: end-effector position (3, m, world), quaternion (4, wxyz), openings of both fingers (2, m).
+    """
+
+    action_space: ActionSpace = END_EFFECTOR_DELTA
+
+    def __init__(
+        self,
+        task: str,
+        cameras: Sequence[str] = (POLICY_CAMERA,),
+        image_size: int = 112,
+        random_cameras: RandomCameras | None = None,
+    ) -> None:
+        self.task = task
+        self.cameras = tuple(cameras)
+        self._rules = find_task(task)
+        self._ranges = random_cameras or RandomCameras()
+        for camera in self.cameras:
+            camera_number(camera)
+        self._environment = _make_environment(self._rules.environment)
+        self._scene = self._environment.scene.sub_scenes[0]
+        self._lenses = {camera: self._add_camera(camera, image_size) for camera in self.cameras}
+        for name in self._rules.hidden:
+            getattr(self._environment, name).hide_visual()
+        self._picture_lens: Any = None
+        self._seed = 0
+        self._steps = 0
+        self._start = np.zeros(2, np.float32)
+
+    @property
+    def control_hz(self) -> float:
+        """Control steps a second."""
+        return float(self._environment.control_freq)
+
+    @property
+    def max_steps(self) -> int:
+        """Control steps after which an episode is over."""
+        return self._rules.max_steps
+
+    def reset(self, seed: int) -> str:
+        """Start the episode that `seed` names; answers the instruction."""
+        self._environment.reset(seed=seed)
+        self._seed, self._steps = seed, 0
+        if self._rules.directions:
+            self._start = self.object_pose(self._rules.moved_object)[:2]
+        return self._rules.instruction(seed)
+
+    def observe(self) -> Observation:
+        """Camera images and proprioception of this instant."""
+        return Observation(images=self.render(), proprioception=self.proprioception())
+
+    def step(self, action: Float[np.ndarray, " dims"]) -> StepResult:
+        """Take one action, in the units of `action_space`; what exceeds the robot's limits is clipped."""
+        _, _, _, _, info = self._environment.step(self._normalised(action))
+        self._steps += 1
+        return StepResult(success=self._is_success(info), is_over=self._steps >= self.max_steps)
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """An RGB picture for people, of the whole robot."""
+        if self._picture_lens is None:
+            self._picture_lens = self._add_camera("picture", PICTURE_SIZE)
+        _aim(self._picture_lens, PICTURE)
+        self._scene.update_render()
+        return _photograph(self._picture_lens)
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._lenses, self._picture_lens = {}, None
+        self._environment.close()
+
+    def render(self) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+        """What each camera sees at this instant."""
+        for camera, lens in self._lenses.items():
+            _aim(lens, self.camera_pose(camera))
+        self._scene.update_render()
+        return {camera: _photograph(lens) for camera, lens in self._lenses.items()}
+
+    def camera_pose(self, camera: str) -> CameraPose:
+        """Where a camera stands at this instant."""
+        return place_camera(camera, self._seed, self._steps / self.control_hz, self._ranges)
+
+    def proprioception(self) -> Float32[np.ndarray, "9"]:
+        """What the robot feels; see the class."""
+        fingers = self._environment.agent.robot.get_qpos()[0, -2:].cpu().numpy()
+        return np.concatenate([_pose(self._environment.agent.tcp), fingers]).astype(np.float32)
+
+    def object_pose(self, name: str) -> Float32[np.ndarray, "7"]:
+        """Position (m) and quaternion (wxyz) of a thing of the scene, for scripted experts; a policy never gets it."""
+        return _pose(getattr(self._environment, name))
+
+    def get_state(self) -> Float32[np.ndarray, " numbers"]:
+        """All positions and velocities of the simulator at this instant."""
+        return self._environment.get_state()[0].cpu().numpy().astype(np.float32)
+
+    def set_state(self, state: Float32[np.ndarray, " numbers"], step: int) -> None:
+        """Go back to an instant of the episode that was `reset` last, to look at it; `step` places moving cameras."""
+        import torch
+
+        self._environment.set_state(torch.from_numpy(state)[None])
+        self._steps = step
+
+    def _normalised(self, action: Float[np.ndarray, " dims"]) -> Float32[np.ndarray, "1 dims"]:
+        """ManiSkill's numbers for an action: its controller scales rotations by their *lower* limit, a sign flip."""
+        limits = self._environment.agent.controller.controllers["arm"].config
+        scale = np.array([*[limits.pos_upper] * 3, *[limits.rot_lower] * 3, 1.0])
+        return np.clip(action / scale, -1.0, 1.0).astype(np.float32)[None]
+
+    def _is_success(self, info: dict[str, Any]) -> bool:
+        direction = self._rules.direction(self._seed)
+        if direction is None:
+            return bool(info["success"][0])
+        return is_pushed(self.object_pose(self._rules.moved_object)[:2] - self._start, direction)
+
+    def _add_camera(self, name: str, size: int) -> Any:
+        return self._scene.add_camera(name, width=size, height=size, fovy=1.0, near=0.01, far=100.0)
+
+
+def _make_environment(name: str) -> Any:
+    """A stock environment with the light Panda, without ManiSkill's own images.
+
+    Raises:
+        RuntimeError: there is no device to render with.
+    """
+    os.environ.setdefault("MS_RENDERER_LOG_LEVEL", "error")
+    warnings.filterwarnings("ignore", module=r"(mani_skill|gymnasium|sapien|toppra).*")
+    import gymnasium
+    import mani_skill.envs
+    import torch
+    from mani_skill.render import PREBUILT_SHADER_CONFIGS, set_shader_pack
+
+    mani_skill.logger.setLevel(logging.ERROR)
+    use_lighter_panda()
+    try:
+        environment = gymnasium.make(
+            name,
+            obs_mode="none",
+            reward_mode="none",
+            control_mode="pd_ee_delta_pose",
+            robot_uids="panda",
+            sim_backend="physx_cpu",
+            render_backend="gpu" if torch.cuda.is_available() else "cpu",
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"{NO_RENDERER} (the simulator said: {error})") from error
+    set_shader_pack(PREBUILT_SHADER_CONFIGS["minimal"])
+    return environment.unwrapped
+
+
+def _aim(lens: Any, pose: CameraPose) -> None:
+    import sapien
+
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[:3, :3], matrix[:3, 3] = pose.axes.T, pose.eye
+    lens.entity.set_pose(sapien.Pose(matrix))
+    lens.set_fovy(pose.fov_rad)
+
+
+def _photograph(lens: Any) -> UInt8[np.ndarray, "height width 3"]:
+    lens.take_picture()
+    return np.ascontiguousarray(lens.get_picture("Color")[..., :3])
+
+
+def _pose(thing: Any) -> Float32[np.ndarray, "7"]:
+    return thing.pose.raw_pose[0].cpu().numpy().astype(np.float32)
