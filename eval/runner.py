@@ -15,7 +15,7 @@ import numpy as np
 
 from core.policy import Observation, Policy
 from core.run import say, versions
-from eval.baselines import RandomPolicy
+from eval.baselines import ExpertPolicy, RandomPolicy
 from eval.benchmark import Benchmark
 from eval.results import Result, append_result, by_arm, read_results
 from eval.rollout import Outcome, another_instruction, rollout
@@ -54,8 +54,6 @@ class Setup:
     """Called with the path of a trained policy; the policy says its `image_size`."""
     make_benchmark: str
     """Called with `task`, `image_size` and, where the policy names some, `cameras`."""
-    make_expert: str
-    """Called with the benchmark."""
     execute_steps: int
     """Actions of each chunk that are taken before the policy is asked again."""
     image_size: int
@@ -141,10 +139,9 @@ class _Workshop:
     def policy_and_benchmark(self, job: Job, setup: Setup) -> tuple[Policy, Benchmark]:
         """Those of the job, made where they are not there yet."""
         if job.policy in (RANDOM, EXPERT):
-            benchmark = self.benchmark(setup, job.task, setup.image_size, ())
-            if job.policy == RANDOM:
-                return RandomPolicy(benchmark.action_space), benchmark
-            return pkgutil.resolve_name(setup.make_expert)(benchmark), benchmark
+            benchmark: Any = self.benchmark(setup, job.task, setup.image_size, ())
+            is_random = job.policy == RANDOM
+            return RandomPolicy(benchmark.action_space) if is_random else ExpertPolicy(benchmark), benchmark
         if self.policy is None or self.path != job.policy:
             self.policy = None  # frees the memory before the next one is loaded
             self.policy = pkgutil.resolve_name(setup.make_policy)(job.policy)

@@ -16,7 +16,6 @@ def main() -> None:
     setup = Setup(
         make_policy="vla.policy:load_policy",
         make_benchmark="eval.maniskill:ManiSkillBenchmark",
-        make_expert="eval.experts:ExpertPolicy",
         execute_steps=config.execute_steps,
         image_size=config.image_size,
     )

@@ -1,5 +1,7 @@
 """Episodes in several processes: resumed, recorded, counted, stopped when hopeless."""
 
+from dataclasses import replace
+
 import av
 import numpy as np
 import pytest
@@ -7,7 +9,6 @@ from test_eval_results import result
 from test_eval_rollout import Line, Walker
 
 from core.config import ConfigError, load_config
-from core.policy import ActionChunk
 from eval.plan import EvaluateConfig, jobs_of, policy_paths
 from eval.results import read_results
 from eval.runner import Job, RunnerError, Setup, progress, run
@@ -15,7 +16,6 @@ from eval.runner import Job, RunnerError, Setup, progress, run
 SETUP = Setup(
     make_policy=f"{__name__}:make_policy",
     make_benchmark=f"{__name__}:make_benchmark",
-    make_expert=f"{__name__}:make_expert",
     execute_steps=4,
     image_size=16,
 )
@@ -56,25 +56,14 @@ def make_benchmark(task, image_size, **cameras):
     return PixelLine(task, image_size, **cameras)
 
 
-def make_expert(benchmark):
-    class Expert(WalkerWithNerves):
-        image_size, cameras = benchmark.image_size, ()
-
-        def act(self, observation):
-            direction = -1.0 if benchmark.told == "left" else 1.0
-            return ActionChunk(actions=np.full((4, 1), direction), action_space=self.action_space)
-
-    return Expert("expert")
-
-
 def jobs(policy, seeds, **more):
     return [Job(arm=policy, task="Line", seed=seed, policy=policy, **more) for seed in seeds]
 
 
 def test_arms_run_in_workers_and_an_error_is_a_recorded_failure(tmp_path, capsys):
-    wanted = jobs("nervous", range(4)) + jobs("random", range(2)) + jobs("expert", range(2))
+    wanted = jobs("nervous", range(4)) + jobs("random", range(2))
     results = {(item.arm, item.seed): item for item in run(wanted, SETUP, tmp_path, workers=2)}
-    assert len(results) == 8
+    assert len(results) == 6
     failed = results.pop(("nervous", 1))
     assert failed.error == "ValueError: lost its nerve"
     assert not failed.success_at_end
@@ -84,7 +73,7 @@ def test_arms_run_in_workers_and_an_error_is_a_recorded_failure(tmp_path, capsys
     assert results["nervous", 0].versions["numpy"] == np.__version__
     said = capsys.readouterr().err
     assert "FAILED nervous, Line, seed 1: ValueError: lost its nerve" in said
-    assert "8/8 episodes" in said
+    assert "6/6 episodes" in said
 
 
 def test_episodes_in_the_file_are_not_run_again_but_errors_are(tmp_path):
@@ -112,6 +101,23 @@ def test_a_shuffled_arm_is_told_the_wrong_thing_and_fails_and_a_recording_shows_
             assert (stream.width, stream.height, stream.frames, stream.average_rate) == (32, 32, 11, 10)
             brightness = [frame.to_ndarray(format="rgb24").mean() for frame in file.decode(stream)]
         assert brightness == pytest.approx([20 * step for step in range(11)], abs=4)
+
+
+@pytest.mark.sim
+def test_in_the_simulator_the_expert_succeeds_and_random_actions_fail(tmp_path):
+    setup = replace(SETUP, make_benchmark="eval.maniskill:ManiSkillBenchmark")
+    wanted = [
+        Job(arm=arm, task="PushCubeDirections", seed=10_000_000 + index, policy=arm, is_recorded=index == 0)
+        for arm in ("expert", "random")
+        for index in range(4)
+    ]
+    results = run(wanted, setup, tmp_path, workers=1)
+    assert {item.error for item in results} == {None}
+    solved = {arm: sum(item.success_at_end for item in results if item.arm == arm) for arm in ("expert", "random")}
+    assert solved["expert"] >= 3
+    assert solved["random"] <= 1
+    assert all((tmp_path / item.video).stat().st_size > 1000 for item in results if item.video)
+    assert len({item.instruction for item in results}) == 4
 
 
 def test_progress_says_rate_time_to_go_and_success_by_arm():

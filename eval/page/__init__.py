@@ -1,0 +1,1 @@
+"""The report page: numbers, charts and template."""

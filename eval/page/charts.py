@@ -1,0 +1,132 @@
+"""Charts as SVG that takes its colours and font from the page, so that light, dark and print all read well."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.page.run_files import ReportError
+from eval.results import Summary
+
+INK, GRID = "#010203", "#020304"
+ARM_COLOURS = {
+    "latent_pretrained": "#030405",
+    "no_pretraining": "#040506",
+    "random": "#050607",
+    "shuffled_instruction": "#060708",
+}
+"""Stand-ins that `_svg` exchanges for the page's own colours."""
+CSS_COLOURS = {
+    INK: "var(--ink-soft)",
+    GRID: "var(--line)",
+    "#030405": "var(--pretrained)",
+    "#040506": "var(--fresh)",
+    "#050607": "var(--random)",
+    "#060708": "var(--shuffled)",
+}
+DASHES = {10: (0, (1, 1.5)), 25: (0, (3, 1.5)), 50: (0, (6, 1.5))}
+
+
+def label_budget_chart(curves: dict[str, dict[int, Summary]], floors: dict[str, float]) -> str:
+    """Success at the end by number of demonstrations, with Wilson intervals, over the `floors` of other arms."""
+    budgets = sorted({budget for curve in curves.values() for budget in curve})
+    figure, axes = _axes(6.4, 3.3)
+    handles: list[Any] = []
+    for number, (arm, curve) in enumerate(curves.items()):
+        x = np.array([budgets.index(budget) for budget in curve]) + 0.06 * (number - (len(curves) - 1) / 2)
+        y = np.array([100 * summary.success_at_end for summary in curve.values()])
+        bounds = 100 * np.array([summary.wilson95 for summary in curve.values()])
+        errors = np.abs(bounds.T - y)
+        colour = ARM_COLOURS.get(arm, INK)
+        style = {"color": colour, "marker": "o", "ms": 5, "lw": 2, "elinewidth": 1.4, "label": _words(arm)}
+        handles.append(axes.errorbar(x, y, errors, **style))
+    for arm, share in floors.items():
+        colour = ARM_COLOURS.get(arm, INK)
+        handles.append(axes.axhline(100 * share, color=colour, lw=1.4, ls=(0, (4, 3)), label=_words(arm)))
+    axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
+    axes.set(xlabel="demonstrations with actions", ylabel="success at the end, %", ylim=(-2, 102))
+    axes.axhline(0, color=INK, lw=0.8)
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 1.22), "ncols": 2}
+    axes.legend(handles=handles, frameon=False, labelcolor=INK, **place)
+    return _svg(figure, "budget")
+
+
+def training_chart(runs: dict[str, list[dict[str, float]]]) -> str:
+    """Loss by step of some runs: training thin, held out strong."""
+    figure, axes = _axes(4.2, 2.7)
+    for name, lines in runs.items():
+        colour, dash = _run_style(name)
+        _line(axes, lines, "loss", color=colour, lw=0.9, alpha=0.45, ls=dash)
+        _line(axes, lines, "validation_loss", color=colour, lw=2, ls=dash)
+    losses = [line["loss"] for lines in runs.values() for line in lines if line.get("loss", 0) > 0]
+    if losses and max(losses) > 8 * min(losses):
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="loss")
+    return _svg(figure, "-".join(runs))
+
+
+def codebook_chart(histogram: Sequence[Sequence[int]]) -> str:
+    """How often each code is used, most used first, mean over the tokens of a latent action."""
+    counts = np.sort(np.atleast_2d(np.asarray(histogram, dtype=float)), axis=-1)[:, ::-1]
+    share = 100 * (counts / np.maximum(counts.sum(-1, keepdims=True), 1)).mean(0)
+    figure, axes = _axes(4.2, 2.7)
+    axes.bar(np.arange(len(share)), share, width=0.85, color=ARM_COLOURS["latent_pretrained"])
+    axes.axhline(100 / len(share), color=INK, lw=1.2, ls=(0, (4, 3)))
+    axes.set(xlabel="code, most used first (dashed: all equally often)", ylabel="transitions, %", ylim=(0, None))
+    return _svg(figure, "codebook")
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ReportError("the report draws with matplotlib; install it with: pip install 'mvp-lam[report]'") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def _line(axes: Any, lines: list[dict[str, float]], key: str, **style: Any) -> None:
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def _run_style(name: str) -> tuple[str, Any]:
+    """Colour by arm, dashes by label budget."""
+    arm = next((arm for arm in ARM_COLOURS if arm in name), None)
+    budget = re.search(r"_(\d+)$", name)
+    return ARM_COLOURS[arm or "latent_pretrained"], DASHES.get(int(budget[1]) if budget else 0, "solid")
+
+
+def _words(arm: str) -> str:
+    return arm.replace("_", " ")
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The drawing as an SVG element; `name` keeps its identifiers apart from those of other drawings."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
+    text = re.sub(r'id="((?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend|Line)[^"]*)"', "", text)
+    for stand_in, colour in CSS_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return text
