@@ -16,6 +16,8 @@ from eval.page.numbers import (
     headline_comparison,
     headline_results,
     label_budget,
+    p_words,
+    points,
     summary_of,
     task_results,
 )
@@ -61,7 +63,7 @@ def render(run: RunFiles) -> str:
     except ImportError:
         raise ReportError("the report is written with jinja2; install it with: pip install 'mvp-lam[report]'") from None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration, "percent": _percent, "words": _words}
+    environment.filters |= {"duration": duration, "percent": _percent, "points": points, "p": p_words, "words": _words}
     return environment.from_string(TEMPLATE.read_text()).render(**page_values(run))
 
 

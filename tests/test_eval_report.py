@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.run import write_json
 from eval.page.chain import duration
-from eval.page.numbers import headline, headline_results, parse_arm, summary_of
+from eval.page.numbers import headline, headline_results, p_words, parse_arm, points, summary_of
 from eval.page.run_files import ReportError, read_run
 from eval.report import hardest, task_rows, write_report
 from eval.results import Result, append_result, wilson
@@ -263,6 +263,11 @@ def test_the_title_claims_no_more_than_the_interval(ours, theirs, title):
     assert title in words.title
     assert f"({ours} of 80)" in words.sentence
     assert "on 100 demonstrations" in words.sentence
+
+
+def test_differences_and_p_values_read_well():
+    assert [points(value) for value in (0.214, -0.08, 0.0)] == ["+21", "\N{MINUS SIGN}8", "+0"]
+    assert [p_words(value) for value in (1e-9, 0.03712, 1.0)] == ["p < 0.001", "p = 0.037", "p = 1"]
 
 
 def test_names_of_arms_say_base_budget_and_kind():

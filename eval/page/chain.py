@@ -8,7 +8,7 @@ BOX_WIDTH, BOX_HEIGHT, GAP = 138, 92, 26
 FACTS = ("episodes", "frames", "transitions", "demonstrations", "perplexity", "validation_accuracy", "rows")
 STAGES = (
     ("episodes", "Episodes", "video without actions", 0, 0),
-    ("lam", "Latent action model", "from pairs of frames", 1, 0),
+    ("lam", "Latent actions", "model of frame pairs", 1, 0),
     ("labels", "Latent labels", "a code a transition", 2, 0),
     ("pretrain", "Pretraining", "predicts the codes", 3, 0),
     ("finetune", "Fine-tuning", "a few real actions", 4, 0),

@@ -47,6 +47,7 @@ def label_budget_chart(curves: dict[str, dict[int, Summary]], floors: dict[str, 
         handles.append(axes.axhline(100 * share, color=colour, lw=1.4, ls=(0, (4, 3)), label=_words(arm)))
     axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axes.set(xlabel="demonstrations with actions", ylabel="success at the end, %", ylim=(-2, 102))
+    axes.spines["bottom"].set_visible(False)
     axes.axhline(0, color=INK, lw=0.8)
     place = {"loc": "upper left", "bbox_to_anchor": (0, 1.22), "ncols": 2}
     axes.legend(handles=handles, frameon=False, labelcolor=INK, **place)

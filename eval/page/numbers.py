@@ -101,10 +101,20 @@ def headline(results: Sequence[Result]) -> Headline:
     sentence = (
         f"{condition} policy pretrained on the latent actions of action-free video solves {_of(ours)} episodes at the "
         f"end; the same policy without pretraining solves {_of(theirs)}. The difference is "
-        f"{100 * comparison.difference:+.0f} points (95 % interval {100 * low:+.0f} to {100 * high:+.0f}; "
-        f"exact McNemar test on {comparison.pairs} paired seeds, p = {comparison.p_value:.2g})."
+        f"{points(comparison.difference)} points (95 % interval {points(low)} to {points(high)}; "
+        f"exact McNemar test on {comparison.pairs} paired seeds, {p_words(comparison.p_value)})."
     )
     return Headline(title, sentence)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in signed percentage points."""
+    return f"{100 * difference:+.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def p_words(p_value: float) -> str:
+    """A p-value to the precision that means something."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def summary_of(run: RunFiles) -> dict[str, Any]:
