@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -31,9 +32,15 @@ class TransitionDataset:
         split: str,
         views: Sequence[str],
         views_per_sample: int,
+        pool: int = 1,
         with_actions: bool = False,
     ) -> None:
-        self.cache, self.views, self.views_per_sample = cache, list(views), views_per_sample
+        if cache.grid.rows % pool or cache.grid.cols % pool:
+            raise TransitionsError(
+                f"a grid of {cache.grid.rows} x {cache.grid.cols} patches cannot be pooled by {pool}"
+            )
+        self.cache, self.views, self.views_per_sample, self.pool = cache, list(views), views_per_sample, pool
+        self.num_patches = cache.num_patches // pool**2
         self.gap = frames_in(gap_s, store.info.control_hz)
         records = [r for r in store.select(split=split) if len(set(r.views) & set(views)) >= views_per_sample]
         if not records:
@@ -73,12 +80,24 @@ class TransitionDataset:
             rows, slots = np.nonzero(chosen == view)
             episodes, frames = self.episodes[indices[rows]], self.frames[indices[rows]]
             for instant, at in enumerate((frames, frames + self.gap)):
-                values = self.cache.features(self.views[view], episodes, at)
+                values = self._pooled(self.cache.features(self.views[view], episodes, at))
                 if out is None:
                     out = np.empty((*chosen.shape, 2, *values.shape[1:]), np.float16)
                 out[rows, slots, instant] = values
         assert out is not None
         return out
+
+    def _pooled(self, values: Float[np.ndarray, "n patches dim"]) -> Float[np.ndarray, "n pooled dim"]:
+        if self.pool == 1:
+            return values
+        return reduce(
+            values.astype(np.float32),
+            "n (rows a columns b) dim -> n (rows columns) dim",
+            "mean",
+            a=self.pool,
+            b=self.pool,
+            columns=self.cache.grid.cols // self.pool,
+        )
 
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """`episode:frame` of each sample."""

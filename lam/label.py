@@ -1,6 +1,7 @@
 """Latent labels for a store: every transition of one view through a trained latent action model, once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from core.labels import LabelsError, LabelsInfo, LatentLabels
 from core.run import Stage
 from core.store import Store
 from lam.dataset import TransitionDataset
+from lam.model import LatentActionModel
 from lam.train import load_lam
 
 LABELS = "labels.safetensors"
@@ -50,7 +52,7 @@ def label(config: LabelConfig) -> None:
     stage = Stage.open(config.out, "label_latents", config, inputs)
     if stage.is_done:
         return
-    labels = label_store(model, store, cache, config, facts["gap_s"], facts["fingerprint"])
+    labels = label_store(model, store, cache, config, facts)
     labels.save(Path(config.out) / LABELS)
     used = [len(np.unique(column)) for column in labels.codes.T]
     stage.finish({"transitions": len(labels.codes), "codes_used_by_token": used})
@@ -58,14 +60,22 @@ def label(config: LabelConfig) -> None:
 
 @torch.inference_mode()
 def label_store(
-    model: torch.nn.Module, store: Store, cache: FeatureCache, config: LabelConfig, gap_s: float, lam_fingerprint: str
+    model: LatentActionModel, store: Store, cache: FeatureCache, config: LabelConfig, facts: dict[str, Any]
 ) -> LatentLabels:
     """Labels of all transitions, train and held-out."""
     device = default_device()
     model = model.to(device)
     episodes, frames, codes = [], [], []
     for split in sorted({r.split for r in store.episodes}):
-        dataset = TransitionDataset(store, cache, gap_s=gap_s, split=split, views=[config.view], views_per_sample=1)
+        dataset = TransitionDataset(
+            store,
+            cache,
+            gap_s=facts["gap_s"],
+            split=split,
+            views=[config.view],
+            views_per_sample=1,
+            pool=facts["pool"],
+        )
         chunks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // config.batch_size))
         for chunk in tqdm(chunks, desc=f"label {split}", unit="batch"):
             features = torch.from_numpy(dataset.features(chunk, np.zeros((len(chunk), 1), int)))[:, 0]
@@ -73,10 +83,10 @@ def label_store(
         episodes.append(dataset.episodes)
         frames.append(dataset.frames)
     info = LabelsInfo(
-        lam_fingerprint=lam_fingerprint,
+        lam_fingerprint=facts["fingerprint"],
         store_fingerprint=store.fingerprint,
         view=config.view,
-        gap_s=gap_s,
+        gap_s=facts["gap_s"],
         num_codes=model.config.num_codes,
         num_tokens=model.config.num_tokens,
     )

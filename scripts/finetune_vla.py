@@ -5,12 +5,11 @@ python scripts/finetune_vla.py --config FILE [--key VALUE ...]
 
 from core.config import parse_command_line
 from core.run import run_script
-from vla.finetune import FinetuneVlaConfig as Settings
-from vla.finetune import finetune
+from vla.finetune import FinetuneVlaConfig, finetune
 
 
 def main() -> None:
-    finetune(parse_command_line(Settings, __doc__))
+    finetune(parse_command_line(FinetuneVlaConfig, __doc__))
 
 
 if __name__ == "__main__":

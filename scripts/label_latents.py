@@ -5,12 +5,11 @@ python scripts/label_latents.py --config FILE [--key VALUE ...]
 
 from core.config import parse_command_line
 from core.run import run_script
-from lam.label import LabelConfig as Settings
-from lam.label import label
+from lam.label import LabelConfig, label
 
 
 def main() -> None:
-    label(parse_command_line(Settings, __doc__))
+    label(parse_command_line(LabelConfig, __doc__))
 
 
 if __name__ == "__main__":

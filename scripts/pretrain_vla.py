@@ -5,12 +5,11 @@ python scripts/pretrain_vla.py --config FILE [--key VALUE ...]
 
 from core.config import parse_command_line
 from core.run import run_script
-from vla.pretrain import PretrainVlaConfig as Settings
-from vla.pretrain import pretrain
+from vla.pretrain import PretrainVlaConfig, pretrain
 
 
 def main() -> None:
-    pretrain(parse_command_line(Settings, __doc__))
+    pretrain(parse_command_line(PretrainVlaConfig, __doc__))
 
 
 if __name__ == "__main__":

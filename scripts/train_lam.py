@@ -5,12 +5,11 @@ python scripts/train_lam.py --config FILE [--key VALUE ...]
 
 from core.config import parse_command_line
 from core.run import run_script
-from lam.train import TrainLamConfig as Settings
-from lam.train import train
+from lam.train import TrainLamConfig, train
 
 
 def main() -> None:
-    train(parse_command_line(Settings, __doc__))
+    train(parse_command_line(TrainLamConfig, __doc__))
 
 
 if __name__ == "__main__":
