@@ -78,6 +78,11 @@ class TrainingState:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    @classmethod
+    def of(cls, directory: Path) -> "TrainingState":
+        """The training state of the run in `directory`."""
+        return cls(directory / "training_state.safetensors")
+
     def save(
         self, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None
     ) -> None:

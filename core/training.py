@@ -186,7 +186,7 @@ class _Loop:
         self.average = None
         if config.average_decay:
             self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.state = TrainingState(stage.path / "training_state.safetensors")
+        self.state = TrainingState.of(stage.path)
         self.first_step = self.state.load(self.plain, self.optimizer.optimizer, self.average)
         self.metrics = _Metrics(
             stage.path / "metrics.jsonl", self.first_step, accelerator, config, str(stage.record["name"])

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from core.checkpoint import load_weights, read_header, read_tensors, save_tensors
+from core.checkpoint import TrainingState, load_weights, read_header, read_tensors, save_tensors
 from core.config import Config
 from core.frames import FeatureCache
 from core.run import Stage, read_manifest
@@ -210,7 +210,7 @@ def _save(
     fingerprint = save_tensors(stage.path / WEIGHTS, tensors, header)
     summary = latest | codebook_health(counts) | {"code_histogram": counts.int().tolist()}
     stage.finish(summary, fingerprint)
-    (stage.path / "training_state.safetensors").unlink(missing_ok=True)
+    TrainingState.of(stage.path).remove()
 
 
 def generator_view(dataset: TransitionDataset, index: int) -> int:

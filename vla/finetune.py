@@ -1,10 +1,12 @@
 """Fine-tuning: an action head on labelled demonstrations, behind a pretrained or a fresh backbone."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from core.checkpoint import TrainingState
 from core.config import Config
 from core.frames import FeatureCache
 from core.run import read_manifest
@@ -12,7 +14,7 @@ from core.sampling import step_generator
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
-from vla.checkpoint import create, load, save, start_from
+from vla.checkpoint import VlaDescription, create, load, save, start_from
 from vla.dataset import DemonstrationDataset
 from vla.model import VisionLanguageActionModel
 from vla.parts import Part
@@ -79,48 +81,69 @@ def finetune(config: FinetuneVlaConfig) -> None:
     if stage.is_done:
         return
     records = choose_demonstrations(store, config.demonstrations, description.view)
-    assert store.info.action_space is not None
-    statistics = Statistics.of(store.actions(record.index) for record in records)
     description = description.model_copy(
         update={"head": config.head, "horizon": config.horizon, "action_dims": store.info.action_space.dims}
     )
+    statistics = Statistics.of(store.actions(record.index) for record in records)
+    model = _model(config, description)
+    train, held_out = _datasets(store, cache, model, records, description, statistics)
+    latest = fit(
+        ActionObjective(model),
+        train,
+        config.training,
+        stage,
+        accelerator,
+        validate=lambda module: validate(module, held_out, accelerator.device),
+        learning_rate_scale=lambda name: config.backbone_learning_rate if ".backbone." in name else 1.0,
+    )
+    if accelerator.is_main_process:
+        facts |= _acting_facts(store, statistics, records)
+        summary = latest | {"demonstrations": len(records), "frames": len(train)}
+        stage.finish(summary, save(stage.path, model, description, facts))
+        TrainingState.of(stage.path).remove()
+    accelerator.wait_for_everyone()
+
+
+def _acting_facts(store: Store, statistics: Statistics, records: list[EpisodeRecord]) -> dict[str, Any]:
+    """What acting needs besides the weights."""
+    return {
+        "statistics": statistics.to_json(),
+        "action_space": store.info.action_space.model_dump(mode="json"),
+        "control_hz": store.info.control_hz,
+        "instructions": sorted({record.instruction for record in records}),
+    }
+
+
+def _model(config: FinetuneVlaConfig, description: VlaDescription) -> VisionLanguageActionModel:
     torch.manual_seed(config.training.seed)
     model = create(description)
     if not config.fresh_weights:
         start_from(model, config.pretrained)
-    held_out = store.select(split="held_out", is_labelled=True)
-    datasets = [
+    return model
+
+
+def _datasets(
+    store: Store,
+    cache: FeatureCache,
+    model: VisionLanguageActionModel,
+    records: list[EpisodeRecord],
+    description: VlaDescription,
+    statistics: Statistics,
+) -> list[DemonstrationDataset]:
+    """The chosen demonstrations, and the held-out ones (where a store has none: the chosen ones again)."""
+    held_out = store.select(split="held_out", is_labelled=True) or records
+    return [
         DemonstrationDataset(
             store,
             cache,
             model.tokenizer,
             chosen,
             view=description.view,
-            horizon=config.horizon,
+            horizon=description.horizon,
             statistics=statistics,
         )
-        for chosen in (records, held_out or records)
+        for chosen in (records, held_out)
     ]
-    latest = fit(
-        ActionObjective(model),
-        datasets[0],
-        config.training,
-        stage,
-        accelerator,
-        validate=lambda module: validate(module, datasets[1], accelerator.device),
-        learning_rate_scale=lambda name: config.backbone_learning_rate if ".backbone." in name else 1.0,
-    )
-    if accelerator.is_main_process:
-        facts |= {
-            "statistics": statistics.to_json(),
-            "action_space": store.info.action_space.model_dump(mode="json"),
-            "control_hz": store.info.control_hz,
-            "instructions": sorted({record.instruction for record in records}),
-        }
-        summary = latest | {"demonstrations": len(records), "frames": len(datasets[0])}
-        stage.finish(summary, save(stage.path, model, description, facts))
-        (stage.path / "training_state.safetensors").unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
 
 
 def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> list[EpisodeRecord]:

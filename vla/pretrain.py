@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from core.checkpoint import TrainingState
 from core.config import Config
 from core.frames import FeatureCache
 from core.labels import LatentLabels
@@ -86,7 +87,7 @@ def pretrain(config: PretrainVlaConfig) -> None:
         summary = latest | {"validation_majority": majority_accuracy(train, held_out)}
         facts = {"lam_fingerprint": labels.info.lam_fingerprint, "gap_s": labels.info.gap_s}
         stage.finish(summary, save(stage.path, model, description, facts))
-        (stage.path / "training_state.safetensors").unlink(missing_ok=True)
+        TrainingState.of(stage.path).remove()
     accelerator.wait_for_everyone()
 
 
