@@ -106,8 +106,11 @@ def make_run(path):
     curve(path / "lam", 1.0, 0.31)
     manifest(path / "audit", "audit", 44.0, {"rows": 3}, 4)
     row = {"probe_nmse_ci95": [0.5, 0.58], "bits_ci95": [1.7, 2.0], "null_bits": 0.03, "perplexity": 18.2, "n": 9000}
-    rows = [row | {"arm": a, "probe_nmse": e, "bits": b} for a, e, b in (("self_cross", 0.54, 1.9), ("self", 0.7, 1.1))]
-    write_json(path / "audit" / "audit.json", {"rows": rows, "action": "the end effector's motion"})
+    arms = (("self_cross", 0.54, 1.9), ("self", 0.7, 1.1), ("untrained", 0.9, 0.2))
+    rows = [row | {"arm": arm, "probe_nmse": error, "bits": bits, "entropy_bits": 14.1} for arm, error, bits in arms]
+    nothing = dict.fromkeys(("bits", "bits_ci95", "null_bits", "entropy_bits", "perplexity"))
+    rows.append(row | nothing | {"arm": "frozen_features", "probe_nmse": 0.31})
+    write_json(path / "audit" / "audit.json", {"rows": rows, "action": "sum of x, y, z commanded over 0.4 s"})
     manifest(path / "labels", "label_latents", 12.0, {"transitions": 43000}, 5)
     manifest(path / "pretrain", "pretrain_vla", 300.0, {"validation_accuracy": 0.41}, 6)
     curve(path / "pretrain", 3.4, 1.9)
@@ -176,7 +179,15 @@ def test_the_page_fetches_nothing_is_well_formed_and_not_too_large(run_directory
 def test_the_page_shows_every_part(run_directory):
     page = Page((run_directory / "report.html").read_text())
     assert "left out" not in page.text
-    for part in ("Pretraining on latent actions helps", "self cross", "StackCube-v1", "34 min 09 s", "python 3.11"):
+    for part in (
+        "Pretraining on latent actions helps",
+        "self cross",
+        "frozen features",
+        "1.90 1.70 to 2.00",
+        "StackCube-v1",
+        "34 min 09 s",
+        "python 3.11",
+    ):
         assert part in page.text
     assert sum(source.startswith("data:video/mp4") for source in page.sources) == 7
     assert "latent pretrained 10:" not in page.text

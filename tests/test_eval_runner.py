@@ -9,6 +9,7 @@ from test_eval_results import result
 from test_eval_rollout import Line, Walker
 
 from core.config import ConfigError, load_config
+from eval.page.numbers import parse_arm
 from eval.plan import EvaluateConfig, jobs_of, policy_paths
 from eval.results import read_results
 from eval.runner import Job, RunnerError, Setup, progress, run
@@ -152,4 +153,5 @@ def test_the_plans_that_come_with_the_project_load(name):
     config = load_config(EvaluateConfig, f"configs/eval/{name}.yaml", {"out": "o"})
     shuffled = {arm.name for arm in config.arms if arm.shuffle_instructions}
     assert shuffled == {"shuffled_instruction"}
-    assert {"random", "shuffled_instruction", "stock_no_pretraining"} <= {arm.name for arm in config.arms}
+    bases = {parse_arm(arm.name).base for arm in config.arms}
+    assert bases == {"latent_pretrained", "no_pretraining", "random", "shuffled_instruction"}
