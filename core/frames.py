@@ -28,7 +28,7 @@ from core.store import Store
 from core.vision import EncoderConfig, Grid, VisualEncoder, encoder_fingerprint, load_encoder
 
 CHUNK_FRAMES = 256
-BATCH = {"cpu": 16, "cuda": 256}
+BATCH = {"cpu": 32, "cuda": 256}
 
 
 class FeaturesError(ValueError):

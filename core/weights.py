@@ -67,10 +67,10 @@ def find_weights(tower: str, choice: str = "auto") -> Weights:
     if choice not in ("auto", "hub", "package"):
         return _from_path(Path(choice).expanduser())
     has_package = tower == DEFAULT_TOWER and choice != "hub"
-    if choice != "package" and (path := _in_hub_cache(tower)):
-        return Weights(path, f"official {tower}", fingerprint_of_file(path))
     if has_package and (cache_folder() / CONVERTED).exists():
         return _from_package()
+    if choice != "package" and (path := _in_hub_cache(tower)):
+        return Weights(path, f"official {tower}", fingerprint_of_file(path))
     if choice != "package" and _hub_answers(tower):
         path = _from_hub(tower)
         return Weights(path, f"official {tower}", fingerprint_of_file(path))
