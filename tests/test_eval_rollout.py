@@ -1,5 +1,7 @@
 """One episode in closed loop, on a line: the point starts at the seed's place and must stand at the told end."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -140,6 +142,15 @@ def test_a_policy_whose_actions_mean_something_else_is_refused(change):
     other = SPACE.model_copy(update=change)
     with pytest.raises(RolloutError, match=next(iter(change))):
         rollout(Line(), Walker(other), 0, 1)
+
+
+def test_a_chunk_that_means_something_else_than_its_policy_is_refused():
+    class Turncoat(Walker):
+        def act(self, observation):
+            return replace(super().act(observation), action_space=SPACE.model_copy(update={"units": ("rad",)}))
+
+    with pytest.raises(RolloutError, match="units"):
+        rollout(Line(), Turncoat(), 0, 1)
 
 
 def test_a_policy_of_a_robot_with_other_limits_is_welcome():
