@@ -126,7 +126,7 @@ check_rendering() {
     say "rendering works"
 }
 
-if ! find_python >/dev/null && can_install && ! [[ -x $venv/bin/python ]]; then
+if ! [[ -x $venv/bin/python ]] && ! find_python >/dev/null && can_install; then
     say "installing python3-venv"
     apt_get update && apt_get install --no-install-recommends -y python3-venv || fail "apt-get could not install python3-venv"
 fi
