@@ -66,10 +66,13 @@ def test_a_time_that_is_no_whole_number_of_frames_is_refused(seconds, control_hz
 
 
 def over_steps_by_loop(space, actions, stride):
-    rows = []
+    rows, adds_up = (
+        [],
+        [space.kind in ("delta_end_effector", "delta_joint_position") and u != "open" for u in space.units],
+    )
     for start in range(0, len(actions), stride):
         window = actions[start : start + stride]
-        rows.append([window[:, d].sum() if space.is_increment[d] else window[-1, d] for d in range(space.dims)])
+        rows.append([window[:, d].sum() if adds_up[d] else window[-1, d] for d in range(space.dims)])
     return np.array(rows)
 
 

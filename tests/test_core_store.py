@@ -12,6 +12,7 @@ import pytest
 from core.episode import Episode, View
 from core.spaces import END_EFFECTOR_DELTA
 from core.store import ActionsHiddenError, Store, StoreError, StoreInfo, finish_store, is_part_done, write_part
+from core.video import VideoReader, VideoWriter
 
 HZ = 20 / 3
 SIZES = {"front": (48, 64), "side": (33, 47)}
@@ -129,13 +130,44 @@ def test_no_frames_are_read_when_none_are_asked_for(store):
     assert store.frames(0, "side", []).shape == (0, 33, 47, 3)
 
 
-def test_forked_and_pickled_stores_read_the_same_frames_side_by_side(store):
-    expected = [store.frames(number, "side", [4, 0, 2]) for number in range(5)]
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        jobs = [pool.apply_async(Store.frames, (store, number, "side", [4, 0, 2])) for number in [0, 1, 2, 3, 4] * 4]
-        for job, number in zip(jobs, [0, 1, 2, 3, 4] * 4, strict=True):
-            np.testing.assert_array_equal(job.get(timeout=60), expected[number])
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).frames(4, "side", [4, 0, 2]), expected[4])
+def check_random_access(reader, path, whole, seed):
+    for number in np.random.default_rng(seed).integers(0, len(whole), 300).tolist():
+        np.testing.assert_array_equal(reader.read(path, [number])[0], whole[number])
+
+
+def test_forked_readers_of_one_file_do_not_move_each_others_place(tmp_path):
+    path, noise = tmp_path / "noise.mp4", np.random.default_rng(0).integers(0, 256, (120, 64, 64, 3), np.uint8)
+    with VideoWriter(path, (64, 64), HZ) as writer:
+        writer.append(noise)
+        writer.finish()
+    reader = VideoReader(HZ)
+    whole = reader.read(path, range(120))
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=check_random_access, args=(reader, path, whole, seed)) for seed in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        child.kill()
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+def test_equal_frames_make_equal_files_at_sizes_that_are_no_multiple_of_16(tmp_path):
+    frames, files = moving_picture(0, 18, 40, 56), set()
+    for attempt in range(150):
+        path = tmp_path / f"{attempt}.mp4"
+        with VideoWriter(path, (40, 56), HZ) as writer:
+            writer.append(frames)
+            writer.finish()
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
+def test_a_pickled_store_reads_the_same(store):
+    store.actions(4)
+    copy = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(copy.frames(4, "side", [4, 0, 2]), store.frames(4, "side", [4, 0, 2]))
+    np.testing.assert_array_equal(copy.actions(4), store.actions(4))
 
 
 def test_actions_of_an_unlabelled_episode_are_hidden_from_all_but_an_audit(store):
@@ -199,6 +231,16 @@ def test_parts_in_any_order_and_from_several_processes_give_the_same_store(store
         pool.starmap(write, [(path, part) for part in range(3)])
     assert finish_store(path, INFO, 3, TASKS) == store.fingerprint
     assert Store.open(path).episodes == store.episodes
+
+
+def test_more_parts_than_files_may_stay_open_are_all_read(tmp_path, monkeypatch):
+    write_store(tmp_path)
+    monkeypatch.setattr("core.video.OPEN_FILES", 1)
+    monkeypatch.setattr("core.store.OPEN_FILES", 1)
+    store = Store.open(tmp_path)
+    for number in (0, 4, 2, 0, 3, 1):
+        assert psnr_db(store.frames(number, "side"), make_episode(number).views["side"].frames) > 38
+        np.testing.assert_array_equal(store.proprioception(number), make_episode(number).proprioception)
 
 
 def test_another_content_has_another_fingerprint(store, tmp_path):
