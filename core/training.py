@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from core.checkpoint import TrainingState
 from core.config import Config
-from core.device import bf16_is_fast, default_device
+from core.device import bf16_is_fast, choose_attention_kernel, default_device
 from core.run import Stage, say
 from core.sampling import batch_indices, step_generator
 
@@ -91,6 +91,7 @@ def make_accelerator(config: TrainingConfig, directory: Path) -> Accelerator:
     """
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     device = default_device()
+    choose_attention_kernel(device)
     on_cpu = device.type == "cpu"
     precision = config.mixed_precision
     if precision == "auto":

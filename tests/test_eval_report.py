@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.run import write_json
 from eval.page.chain import duration
-from eval.page.numbers import headline, headline_results, p_words, parse_arm, points, summary_of
+from eval.page.numbers import headline, headline_results, p_words, parse_arm, points, summary_of, wall_seconds
 from eval.page.run_files import ReportError, read_run
 from eval.report import hardest, task_rows, write_report
 from eval.results import Result, append_result, wilson
@@ -205,7 +205,7 @@ def test_summary_holds_what_the_results_say(run_directory):
     summary = json.loads((run_directory / "summary.json").read_text())
     assert set(summary) == {"seconds_total", "stages", "lam", "arms", "label_budget"}
     assert summary["stages"]["finetune/no_pretraining_25"] == 55.0
-    assert summary["seconds_total"] == sum(summary["stages"].values())
+    assert 0 < summary["seconds_total"] <= sum(summary["stages"].values()) + 60 * len(summary["stages"])
     results = [result for result in outcomes() if result.arm == "latent_pretrained_100"]
     solved = sum(result.success_at_end for result in results)
     ours = summary["arms"]["latent_pretrained"]
@@ -304,3 +304,14 @@ def test_what_is_hard_stands_first_and_tasks_are_compared_on_shared_seeds():
 
 def test_durations_read_well():
     assert [duration(seconds) for seconds in (4.21, 42, 200, 3900)] == ["4.2 s", "42 s", "3 min 20 s", "1 h 05 min"]
+
+
+def test_time_counts_once_where_stages_overlap_and_leaves_interruptions_out():
+    stages = [
+        {"finished": "2025-01-01T00:01:40Z", "seconds": 100.0},
+        {"finished": "2025-01-01T00:01:30Z", "seconds": 60.0},
+        {"finished": "2025-01-01T00:02:20Z", "seconds": 30.0},
+        {"finished": "2025-01-01T09:00:00Z", "seconds": 50.0},
+    ]
+    assert wall_seconds(stages) == pytest.approx(140 + 50)
+    assert wall_seconds([]) == 0

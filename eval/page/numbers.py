@@ -1,7 +1,9 @@
 """The numbers of the report, and the sentence they amount to: pure functions of results."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from eval.page.run_files import RunFiles
@@ -9,6 +11,7 @@ from eval.results import Comparison, Result, Summary, by_arm, by_task, compare, 
 
 INSTRUCTION_SCENE = "PushCubeDirections"
 PRETRAINED, FRESH = "latent_pretrained", "no_pretraining"
+LONGEST_START_S = 60.0
 SHOWN_ARMS = (PRETRAINED, FRESH, "shuffled_instruction", "random")
 
 
@@ -117,6 +120,20 @@ def p_words(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
+def wall_seconds(manifests: Iterable[dict[str, Any]]) -> float:
+    """Time that passed while stages ran, side by side or one after another, in seconds.
+
+    Up to a minute between two stages is the start of the next and counts; a longer pause was an interruption.
+    """
+    ends = [(datetime.fromisoformat(m["finished"]).timestamp(), float(m["seconds"])) for m in manifests]
+    total, covered = 0.0, -math.inf
+    for start, end in sorted((end - seconds, end) for end, seconds in ends):
+        begin = covered if start - covered <= LONGEST_START_S else start
+        total += max(0.0, end - max(begin, covered))
+        covered = max(covered, end)
+    return total
+
+
 def summary_of(run: RunFiles) -> dict[str, Any]:
     """What summary.json holds."""
     tasks = task_results(run.results)
@@ -124,7 +141,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
     lam = {key: value for key, value in run.summary("lam").items() if key != "code_histogram"}
     seconds = {name: float(manifest["seconds"]) for name, manifest in run.manifests.items()}
     return {
-        "seconds_total": round(sum(seconds.values()), 2),
+        "seconds_total": round(wall_seconds(run.manifests.values()), 2),
         "stages": seconds,
         "lam": lam | ({"audit": run.audit["rows"]} if run.audit else {}),
         "arms": {
