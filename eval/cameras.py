@@ -39,7 +39,7 @@ class CameraPose:
         return np.concatenate([rotation, -rotation @ np.reshape(self.eye, (3, 1))], axis=1)
 
 
-FRONT = CameraPose(eye=(0.40, 0.0, 0.42), target=(-0.05, 0.0, 0.05), fov_rad=0.95)
+FRONT = CameraPose(eye=(0.50, 0.0, 0.45), target=(-0.02, 0.0, 0.02), fov_rad=0.85)
 
 
 class RandomCameras(Config):

@@ -12,6 +12,9 @@ from eval.maniskill import ManiSkillBenchmark
 from eval.tasks import EVALUATION_SEEDS_FROM
 
 ATTEMPTS = 20
+AT_REST_M = 0.01
+"""An expert that wants to move less than this in a control step has arrived."""
+
 SEEDS_BETWEEN_ATTEMPTS = 100_000
 """A multiple of every number of instructions, so that another attempt is told the same."""
 
@@ -19,14 +22,14 @@ SEEDS_BETWEEN_ATTEMPTS = 100_000
 class ExpertSettings(Config):
     """How the experts behave; varied behaviour makes better demonstrations."""
 
-    slowest: float = 0.5
+    slowest: float = 0.6
     """Smallest speed, drawn once an episode; 1 commands 0.1 m a control step."""
-    fastest: float = 0.8
+    fastest: float = 0.75
     """Largest speed."""
     noise_m: float = 0.01
     """Standard deviation of the disturbance of every executed step; recorded actions stay undisturbed."""
-    hold_steps: int = 8
-    """Control steps that an episode goes on after success."""
+    hold_steps: int = 6
+    """Control steps that an episode goes on once it has succeeded and the hand rests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def simulate(benchmark: ManiSkillBenchmark, seed: int, settings: ExpertSettings)
     noise = Noise(settings.noise_m, random)
     states, actions, proprioception = [], [], []
     steps_left = benchmark.max_steps
-    has_succeeded = success = False
+    is_holding = success = False
     while steps_left:
         states.append(benchmark.get_state())
         proprioception.append(benchmark.proprioception())
@@ -62,8 +65,9 @@ def simulate(benchmark: ManiSkillBenchmark, seed: int, settings: ExpertSettings)
         actions.append(intention.action)
         success = benchmark.step(noise.disturb(intention)).success
         steps_left -= 1
-        if success and not has_succeeded:
-            has_succeeded, steps_left = True, min(steps_left, settings.hold_steps)
+        is_resting = float(np.linalg.norm(intention.action[:3])) < AT_REST_M
+        if success and is_resting and not is_holding:
+            is_holding, steps_left = True, min(steps_left, settings.hold_steps)
     return Recording(
         task=benchmark.task,
         seed=seed,

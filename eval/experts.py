@@ -19,6 +19,8 @@ ABOVE_Z_M = 0.09
 BEHIND_M = 0.065
 """Where a push starts, from the middle of the cube."""
 PUSH_STEP_M = 0.06
+LINE_M = 0.19
+"""Distance from the middle of the table at which the hand ends a push that was told as a direction."""
 RISE_M = np.array([0.0, 0.0, 0.08])
 STEP_LIMIT_M = 0.1
 TURN_LIMIT_RAD = 0.08
@@ -63,10 +65,11 @@ class Expert:
             yield self._towards(_at_height(aim, TABLE_Z_M), CLOSED, noise_scale=0.3)
 
     def push_as_told(self) -> Iterator[Intention]:
-        """Push in the direction of the instruction."""
+        """Push in the direction of the instruction, up to a line: where to stop can be seen in a single image."""
         direction = self._rules.direction(self._seed)
         assert direction is not None
-        return self.push(direction, distance_m=0.13)
+        start = self._position(self._rules.moved_object)
+        return self.push(direction, distance_m=LINE_M - float(start @ np.array([*direction, 0.0])))
 
     def pick(self) -> Iterator[Intention]:
         """Grasp the cube and hold it at the goal."""

@@ -59,7 +59,7 @@ def test_padding_changes_nothing(tokenizer):
 def test_tokens_chosen_with_a_cache_are_those_of_the_full_forward_pass(tokenizer):
     model = model_with_head(tokenizer)
     features, ids = torch.randn(3, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES])
-    chosen = model.choose_latents(features, ids)
+    chosen = model.think(features, ids).codes
     naive = ids
     for _ in range(4):
         logits = model.backbone(features, naive, naive != tokenizer.pad_id).logits[:, -1]
@@ -73,8 +73,16 @@ def test_hidden_states_in_acting_are_those_of_the_teacher_forced_pass_with_the_c
     thought = model.think(features, ids)
     whole = torch.cat([ids, tokenizer.latent_ids(thought.codes)], dim=1)
     forced = model.backbone(features, whole, whole != tokenizer.pad_id).hidden
-    torch.testing.assert_close(thought.hidden, forced)
+    torch.testing.assert_close(thought.hidden, forced, atol=1e-5, rtol=1e-4)
     assert thought.hidden.shape[1] == thought.mask.shape[1] == 4 + ids.shape[1] + 4
+
+
+def test_the_loss_of_the_head_reaches_the_backbone_through_the_chosen_tokens(tokenizer):
+    model = model_with_head(tokenizer).train()
+    features, ids = torch.randn(2, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES[:2]])
+    model.think(features, ids).hidden[:, -1].sum().backward()
+    assert model.backbone.projector[1].weight.grad.abs().sum() > 0
+    assert model.backbone.embeddings.weight.grad.abs().sum() > 0
 
 
 def test_a_latent_token_is_predicted_without_seeing_itself_or_later_ones(tokenizer):
@@ -100,7 +108,7 @@ def test_one_batch_of_latents_can_be_overfitted_and_depends_on_image_and_instruc
         terms["loss"].backward()
         optimizer.step()
     assert terms["accuracy"] == 1
-    assert torch.equal(model.eval().choose_latents(features, ids), codes)
+    assert torch.equal(model.eval().think(features, ids).codes, codes)
 
 
 def test_steps_beyond_the_end_of_an_episode_do_not_count():

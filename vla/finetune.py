@@ -43,8 +43,8 @@ class FinetuneVlaConfig(Config):
     """Action head: name and options."""
     horizon: int = 8
     """Actions of a chunk."""
-    backbone_learning_rate: float = 1.0
-    """Factor on the learning rate for the backbone; 0 freezes it."""
+    backbone_learning_rate: float = 0.1
+    """Factor on the learning rate for a pretrained backbone; 0 freezes it. Fresh weights learn at the full rate."""
     training: TrainingConfig = TrainingConfig()
     """Optimisation."""
 
@@ -87,6 +87,7 @@ def finetune(config: FinetuneVlaConfig) -> None:
     statistics = Statistics.of(store.actions(record.index) for record in records)
     model = _model(config, description)
     train, held_out = _datasets(store, cache, model, records, description, statistics)
+    backbone_rate = 1.0 if config.fresh_weights else config.backbone_learning_rate
     latest = fit(
         ActionObjective(model),
         train,
@@ -94,7 +95,7 @@ def finetune(config: FinetuneVlaConfig) -> None:
         stage,
         accelerator,
         validate=lambda module: validate(module, held_out, accelerator.device),
-        learning_rate_scale=lambda name: config.backbone_learning_rate if ".backbone." in name else 1.0,
+        learning_rate_scale=lambda name: backbone_rate if ".backbone." in name else 1.0,
     )
     if accelerator.is_main_process:
         facts |= _acting_facts(store, statistics, records)

@@ -49,30 +49,23 @@ class VisionLanguageActionModel(nn.Module):
         accuracies = {f"accuracy_{token}": value for token, value in enumerate(right)}
         return {"loss": loss, "accuracy": right.mean()} | accuracies
 
-    @torch.no_grad()
-    def choose_latents(
-        self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]
-    ) -> Int[Tensor, "batch tokens"]:
-        """Code indices of the most likely latent action, token by token."""
+    def think(self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]) -> Thought:
+        """Choose the most likely latent action token by token, keeping the hidden states that lead to it.
+
+        Training and acting both go this way, so that the head sees in training what it will see when it acts.
+        """
         mask = ids != self.tokenizer.pad_id
         out = self.backbone(features, ids, mask, use_cache=True)
-        chosen: list[Tensor] = []
+        image = torch.ones(len(ids), out.hidden.shape[1] - ids.shape[1], dtype=torch.bool, device=ids.device)
+        hidden, chosen = [out.hidden], []
         for _ in range(self.tokenizer.num_tokens):
             token = self.tokenizer.legal(out.logits[:, -1]).argmax(-1, keepdim=True)
+            mask = torch.cat([mask, torch.ones_like(token, dtype=torch.bool)], dim=1)
+            out = self.backbone(None, token, mask, cache=out.cache, use_cache=True)
+            hidden.append(out.hidden)
             chosen.append(token)
-            if len(chosen) < self.tokenizer.num_tokens:
-                mask = torch.cat([mask, torch.ones_like(token, dtype=torch.bool)], dim=1)
-                out = self.backbone(None, token, mask, cache=out.cache, use_cache=True)
-        return self.tokenizer.codes(torch.cat(chosen, dim=1))
-
-    def think(self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]) -> Thought:
-        """Choose a latent action and read the hidden states behind it: one path for training and acting."""
-        codes = self.choose_latents(features, ids)
-        whole = torch.cat([ids, self.tokenizer.latent_ids(codes)], dim=1)
-        mask = whole != self.tokenizer.pad_id
-        hidden = self.backbone(features, whole, mask).hidden
-        image = torch.ones(len(ids), hidden.shape[1] - whole.shape[1], dtype=torch.bool, device=ids.device)
-        return Thought(hidden, torch.cat([image, mask], dim=1), codes)
+        codes = self.tokenizer.codes(torch.cat(chosen, dim=1))
+        return Thought(torch.cat(hidden, dim=1), torch.cat([image, mask], dim=1), codes)
 
     def act(
         self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]
