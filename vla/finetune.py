@@ -131,8 +131,9 @@ def _datasets(
     description: VlaDescription,
     statistics: Statistics,
 ) -> list[DemonstrationDataset]:
-    """The chosen demonstrations, and the held-out ones (where a store has none: the chosen ones again)."""
-    held_out = store.select(split="held_out", is_labelled=True) or records
+    """The chosen demonstrations, and the held-out ones of the same tasks (where there are none: the chosen ones again)."""
+    tasks = {record.task for record in records}
+    held_out = [r for r in store.select(split="held_out", is_labelled=True) if r.task in tasks] or records
     return [
         DemonstrationDataset(
             store,
