@@ -18,7 +18,7 @@ while (($#)); do
   esac
 done
 case "$profile" in
-  default) name=quickstart budgets=(10 25 50 100) stock=25 ;;
+  default) name=quickstart budgets=(10 25 50 100) stock=20 ;;
   smoke) name=smoke budgets=(8) stock= ;;
   *) echo "quickstart.sh: unknown profile '$profile'; there are default and smoke" >&2; exit 2 ;;
 esac

@@ -9,6 +9,7 @@ from vla.parts import BACKBONES, HEADS, Part, build
 from vla.prompt import prompt
 from vla.tokens import LatentTokenizer
 
+SENSES = torch.zeros(1, 3)
 SENTENCES = ["push the cube to the left", "push the cube to the right", "stack the red cube on the green cube"]
 
 
@@ -19,9 +20,9 @@ def tokenizer():
 
 def model_with_head(tokenizer) -> VisionLanguageActionModel:
     torch.manual_seed(0)
-    options = {"width": 48, "layers": 2, "heads": 4, "feed_forward": 64}
+    options = {"width": 48, "layers": 2, "heads": 4, "feed_forward": 64, "image_tokens": 4}
     backbone = build(Part(name="nano", options=options), BACKBONES, 12, (4, 4), tokenizer.size)
-    head = build(Part(name="l1_chunk", options={"layers": 1, "heads": 4}), HEADS, backbone.width, 5, 7)
+    head = build(Part(name="l1_chunk", options={"hidden": 32}), HEADS, backbone.width, 4 + 4, 5, 7, 3)
     return VisionLanguageActionModel(backbone, tokenizer, head).eval()
 
 
@@ -53,7 +54,7 @@ def test_padding_changes_nothing(tokenizer):
     alone = tokenizer.encode([prompt(SENTENCES[0])])
     padded = tokenizer.encode([prompt(SENTENCES[0]), prompt(SENTENCES[2] + " " + SENTENCES[1])])[:1]
     assert padded.shape[1] > alone.shape[1]
-    torch.testing.assert_close(model.act(features, alone), model.act(features, padded), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.act(features, alone, SENSES), model.act(features, padded, SENSES), atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_chosen_with_a_cache_are_those_of_the_full_forward_pass(tokenizer):
@@ -73,15 +74,15 @@ def test_hidden_states_in_acting_are_those_of_the_teacher_forced_pass_with_the_c
     thought = model.think(features, ids)
     whole = torch.cat([ids, tokenizer.latent_ids(thought.codes)], dim=1)
     forced = model.backbone(features, whole, whole != tokenizer.pad_id).hidden
-    torch.testing.assert_close(thought.hidden, forced, atol=1e-5, rtol=1e-4)
-    assert thought.hidden.shape[1] == thought.mask.shape[1] == 4 + ids.shape[1] + 4
+    torch.testing.assert_close(thought.image, forced[:, :4], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(thought.latent, forced[:, -4:], atol=1e-5, rtol=1e-4)
 
 
 def test_the_loss_of_the_head_reaches_the_backbone_through_the_chosen_tokens(tokenizer):
     model = model_with_head(tokenizer).train()
     features, ids = torch.randn(2, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES[:2]])
-    model.think(features, ids).hidden[:, -1].sum().backward()
-    assert model.backbone.projector[1].weight.grad.abs().sum() > 0
+    model.think(features, ids).latent[:, -1].sum().backward()
+    assert model.backbone.mix.weight.grad.abs().sum() > 0
     assert model.backbone.embeddings.weight.grad.abs().sum() > 0
 
 
@@ -112,7 +113,7 @@ def test_one_batch_of_latents_can_be_overfitted_and_depends_on_image_and_instruc
 
 
 def test_steps_beyond_the_end_of_an_episode_do_not_count():
-    head = build(Part(name="l1_chunk", options={"layers": 1, "heads": 4}), HEADS, 48, 5, 7)
+    head = build(Part(name="l1_chunk"), HEADS, 48, 4 + 4, 5, 7, 3)
     predicted, actions = torch.zeros(1, 5, 7), torch.ones(1, 5, 7)
     actions[:, 3:] = 100
     mask = torch.tensor([[True, True, True, False, False]])

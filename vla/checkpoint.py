@@ -45,6 +45,8 @@ class VlaDescription(Config):
     """Actions of a chunk."""
     action_dims: int = 0
     """Numbers of an action."""
+    proprioception_dims: int = 0
+    """Numbers of the proprioception that the head reads; 0: it sees none."""
 
 
 def create(description: VlaDescription) -> VisionLanguageActionModel:
@@ -53,7 +55,9 @@ def create(description: VlaDescription) -> VisionLanguageActionModel:
     backbone = build(description.backbone, BACKBONES, description.feature_dim, description.grid, tokenizer.size)
     head: nn.Module | None = None
     if description.head is not None:
-        head = build(description.head, HEADS, backbone.width, description.horizon, description.action_dims)
+        positions = backbone.image_tokens + description.num_tokens
+        sizes = (description.horizon, description.action_dims, description.proprioception_dims)
+        head = build(description.head, HEADS, backbone.width, positions, *sizes)
     return VisionLanguageActionModel(backbone, tokenizer, head)
 
 

@@ -69,10 +69,12 @@ class DemonstrationDataset:
         *,
         view: str,
         horizon: int,
-        statistics: Statistics,
+        actions: Statistics,
+        proprioception: Statistics | None,
     ) -> None:
         self.cache, self.view, self.horizon = cache, view, horizon
-        self.actions = {r.index: statistics.normalise(store.actions(r.index)) for r in records}
+        self.actions = {r.index: actions.normalise(store.actions(r.index)) for r in records}
+        self.senses = {r.index: _senses(store, r, proprioception) for r in records}
         starts = [(r.index, frame) for r in records for frame in range(r.length)]
         self.episodes, self.frames = (np.array(column) for column in zip(*starts, strict=True))
         self.instructions = InstructionTable(store, tokenizer)
@@ -81,13 +83,16 @@ class DemonstrationDataset:
         return len(self.episodes)
 
     def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
-        """`features`, `ids`, `actions` (batch, horizon, dims) and `mask` (batch, horizon), False beyond the end."""
+        """`features`, `ids`, `proprioception`, `actions` (batch, horizon, dims) and their `mask` (batch, horizon)."""
         episodes, frames = self.episodes[indices], self.frames[indices]
         chunks = [self._chunk(int(e), int(f)) for e, f in zip(episodes, frames, strict=True)]
         lengths = torch.tensor([len(chunk) for chunk in chunks])
         return {
             "features": torch.from_numpy(self.cache.features(self.view, episodes, frames)),
             "ids": self.instructions(episodes),
+            "proprioception": torch.from_numpy(
+                np.stack([self.senses[int(e)][int(f)] for e, f in zip(episodes, frames, strict=True)])
+            ),
             "actions": torch.stack([_padded(chunk, self.horizon) for chunk in chunks]),
             "mask": torch.arange(self.horizon)[None] < lengths[:, None],
         }
@@ -102,3 +107,11 @@ class DemonstrationDataset:
 
 def _padded(chunk: Float[np.ndarray, "steps dims"], horizon: int) -> Float[Tensor, "horizon dims"]:
     return torch.from_numpy(np.pad(chunk, ((0, horizon - len(chunk)), (0, 0))))
+
+
+def _senses(store: Store, record: EpisodeRecord, statistics: Statistics | None) -> Float[np.ndarray, "frames senses"]:
+    if statistics is None:
+        return np.zeros((record.length, 0), np.float32)
+    values = store.proprioception(record.index)
+    assert values is not None
+    return statistics.normalise(values)

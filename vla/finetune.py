@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.checkpoint import TrainingState
@@ -43,6 +45,8 @@ class FinetuneVlaConfig(Config):
     """Action head: name and options."""
     horizon: int = 8
     """Actions of a chunk."""
+    proprioception: bool = True
+    """Whether the head reads the robot's proprioception beside what the camera sees."""
     backbone_learning_rate: float = 0.1
     """Factor on the learning rate for a pretrained backbone; 0 freezes it. Fresh weights learn at the full rate."""
     training: TrainingConfig = TrainingConfig()
@@ -58,7 +62,7 @@ class ActionObjective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss terms of a batch of `DemonstrationDataset`."""
-        predicted = self.model.act(batch["features"].float(), batch["ids"])
+        predicted = self.model.act(batch["features"].float(), batch["ids"], batch["proprioception"])
         return {"loss": self.model.head.loss(predicted, batch["actions"], batch["mask"])}
 
 
@@ -81,10 +85,15 @@ def finetune(config: FinetuneVlaConfig) -> None:
     if stage.is_done:
         return
     records = choose_demonstrations(store, config.demonstrations, description.view)
+    statistics = measure(store, records, config.proprioception)
     description = description.model_copy(
-        update={"head": config.head, "horizon": config.horizon, "action_dims": store.info.action_space.dims}
+        update={
+            "head": config.head,
+            "horizon": config.horizon,
+            "action_dims": store.info.action_space.dims,
+            "proprioception_dims": len(statistics["proprioception"].mean) if config.proprioception else 0,
+        }
     )
-    statistics = Statistics.of(store.actions(record.index) for record in records)
     model = _model(config, description)
     train, held_out = _datasets(store, cache, model, records, description, statistics)
     backbone_rate = 1.0 if config.fresh_weights else config.backbone_learning_rate
@@ -105,10 +114,31 @@ def finetune(config: FinetuneVlaConfig) -> None:
     accelerator.wait_for_everyone()
 
 
-def _acting_facts(store: Store, statistics: Statistics, records: list[EpisodeRecord]) -> dict[str, Any]:
+def measure(store: Store, records: list[EpisodeRecord], with_proprioception: bool) -> dict[str, Statistics]:
+    """Statistics of the actions and, where it is used, the proprioception of the chosen demonstrations.
+
+    Raises:
+        FinetuneError: proprioception is asked for and the store has none.
+    """
+    statistics = {"actions": Statistics.of(store.actions(record.index) for record in records)}
+    if with_proprioception:
+        if not store.info.proprioception_dims:
+            raise FinetuneError(f"{store.path} has no proprioception; set proprioception: false")
+        statistics["proprioception"] = Statistics.of(_proprioception(store, record) for record in records)
+    return statistics
+
+
+def _proprioception(store: Store, record: EpisodeRecord) -> Float[np.ndarray, "frames senses"]:
+    values = store.proprioception(record.index)
+    if values is None:
+        raise FinetuneError(f"episode {record.episode_id} has no proprioception; set proprioception: false")
+    return values
+
+
+def _acting_facts(store: Store, statistics: dict[str, Statistics], records: list[EpisodeRecord]) -> dict[str, Any]:
     """What acting needs besides the weights."""
     return {
-        "statistics": statistics.to_json(),
+        "statistics": {name: values.to_json() for name, values in statistics.items()},
         "action_space": store.info.action_space.model_dump(mode="json"),
         "control_hz": store.info.control_hz,
         "instructions": sorted({record.instruction for record in records}),
@@ -129,9 +159,9 @@ def _datasets(
     model: VisionLanguageActionModel,
     records: list[EpisodeRecord],
     description: VlaDescription,
-    statistics: Statistics,
+    statistics: dict[str, Statistics],
 ) -> list[DemonstrationDataset]:
-    """The chosen demonstrations, and the held-out ones of the same tasks (where there are none: the chosen ones again)."""
+    """The chosen demonstrations, and held-out ones of the same tasks (where there are none, the chosen ones again)."""
     tasks = {record.task for record in records}
     held_out = [r for r in store.select(split="held_out", is_labelled=True) if r.task in tasks] or records
     return [
@@ -142,7 +172,8 @@ def _datasets(
             chosen,
             view=description.view,
             horizon=description.horizon,
-            statistics=statistics,
+            actions=statistics["actions"],
+            proprioception=statistics.get("proprioception"),
         )
         for chosen in (records, held_out)
     ]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vla.tokens import LatentTokenizer
@@ -13,12 +13,12 @@ from vla.tokens import LatentTokenizer
 class Thought(NamedTuple):
     """What the backbone makes of an image and an instruction."""
 
-    hidden: Float[Tensor, "batch positions width"]
-    """Last hidden states: image, text, then the latent tokens it chose."""
-    mask: Bool[Tensor, "batch positions"]
-    """False at padding."""
-    codes: Int[Tensor, "batch tokens"]
-    """Code indices of the latent action that it chose."""
+    image: Float[Tensor, "batch image_tokens width"]
+    """Last hidden states at the image positions."""
+    latent: Float[Tensor, "batch latent_tokens width"]
+    """Last hidden states at the positions of the latent tokens that it chose."""
+    codes: Int[Tensor, "batch latent_tokens"]
+    """Code indices of these tokens."""
 
 
 class VisionLanguageActionModel(nn.Module):
@@ -56,21 +56,23 @@ class VisionLanguageActionModel(nn.Module):
         """
         mask = ids != self.tokenizer.pad_id
         out = self.backbone(features, ids, mask, use_cache=True)
-        image = torch.ones(len(ids), out.hidden.shape[1] - ids.shape[1], dtype=torch.bool, device=ids.device)
-        hidden, chosen = [out.hidden], []
+        image = out.hidden[:, : out.hidden.shape[1] - ids.shape[1]]
+        hidden, chosen = [], []
         for _ in range(self.tokenizer.num_tokens):
             token = self.tokenizer.legal(out.logits[:, -1]).argmax(-1, keepdim=True)
             mask = torch.cat([mask, torch.ones_like(token, dtype=torch.bool)], dim=1)
             out = self.backbone(None, token, mask, cache=out.cache, use_cache=True)
             hidden.append(out.hidden)
             chosen.append(token)
-        codes = self.tokenizer.codes(torch.cat(chosen, dim=1))
-        return Thought(torch.cat(hidden, dim=1), torch.cat([image, mask], dim=1), codes)
+        return Thought(image, torch.cat(hidden, dim=1), self.tokenizer.codes(torch.cat(chosen, dim=1)))
 
     def act(
-        self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]
+        self,
+        features: Float[Tensor, "batch patches dim"],
+        ids: Int[Tensor, "batch text"],
+        proprioception: Float[Tensor, "batch senses"],
     ) -> Float[Tensor, "batch horizon dims"]:
-        """Normalised actions."""
+        """Normalised actions; `proprioception` is normalised, with no channels where the policy does not use it."""
         assert self.head is not None, "this model was not fine-tuned"
         thought = self.think(features, ids)
-        return self.head(thought.hidden, thought.mask)
+        return self.head(thought.image, thought.latent, proprioception)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 
@@ -29,7 +30,11 @@ class VlaPolicy:
         self.model, self.description, facts = load(directory)
         if self.model.head is None:
             raise CheckpointError(f"{directory} was pretrained but never fine-tuned; run scripts/finetune_vla.py on it")
-        self.statistics = Statistics.from_json(facts.get("statistics"))
+        statistics = facts.get("statistics", {})
+        self.action_statistics = Statistics.from_json(statistics.get("actions"))
+        self.uses_proprioception = self.description.proprioception_dims > 0
+        if self.uses_proprioception:
+            self.proprioception_statistics = Statistics.from_json(statistics.get("proprioception"))
         self.action_space = ActionSpace(**facts["action_space"])
         self.cameras = (self.description.view,)
         self.image_size = self.description.encoder.image_size
@@ -54,7 +59,13 @@ class VlaPolicy:
 
         Raises:
             KeyError: the observation lacks the camera that the policy was trained on.
+            ValueError: it lacks the proprioception that the policy was trained with.
         """
+        senses = np.zeros((1, 0), np.float32)
+        if self.uses_proprioception:
+            if observation.proprioception is None:
+                raise ValueError("the policy was trained with proprioception, the observation has none")
+            senses = self.proprioception_statistics.normalise(observation.proprioception[None])
         image = torch.from_numpy(observation.images[self.cameras[0]]).to(self.device)
         features = self.encoder(image[None])
         rows, _ = self.description.grid
@@ -62,9 +73,9 @@ class VlaPolicy:
         features = features.reshape(1, rows, pool, -1, pool, features.shape[-1]).mean((2, 4))
         features = rearrange(features, "batch rows columns dim -> batch (rows columns) dim")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
-            actions = self.model.act(features, self.ids)
+            actions = self.model.act(features, self.ids, torch.from_numpy(senses).to(self.device))
         return ActionChunk(
-            actions=self.statistics.denormalise(actions[0].float().cpu().numpy()), action_space=self.action_space
+            actions=self.action_statistics.denormalise(actions[0].float().cpu().numpy()), action_space=self.action_space
         )
 
 

@@ -23,8 +23,10 @@ class NanoConfig(Config):
     """Attention heads."""
     feed_forward: int = 512
     """Channels of the gated feed-forward layer."""
-    merge: int = 2
-    """Neighbouring patches along each side that become one image token, channels side by side."""
+    patch_width: int = 32
+    """Channels that every patch is reduced to before all patches together make the image tokens."""
+    image_tokens: int = 8
+    """Image tokens; each sees the whole patch grid, at fixed places."""
 
 
 class NanoBackbone(nn.Module):
@@ -32,18 +34,11 @@ class NanoBackbone(nn.Module):
 
     def __init__(self, config: NanoConfig, feature_dim: int, grid: tuple[int, int], vocabulary: int) -> None:
         super().__init__()
+        self.config, self.width, self.image_tokens = config, config.width, config.image_tokens
         rows, columns = grid
-        if rows % config.merge or columns % config.merge:
-            raise ValueError(f"a patch grid of {rows} x {columns} cannot be merged {config.merge} by {config.merge}")
-        self.config, self.grid, self.width = config, grid, config.width
-        self.image_tokens = rows * columns // config.merge**2
-        self.projector = nn.Sequential(
-            nn.LayerNorm(feature_dim * config.merge**2),
-            nn.Linear(feature_dim * config.merge**2, config.width),
-            nn.GELU(),
-            nn.Linear(config.width, config.width),
-        )
-        self.positions = nn.Parameter(torch.randn(self.image_tokens, config.width) * 0.02)
+        self.reduce = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, config.patch_width), nn.GELU())
+        self.mix = nn.Linear(rows * columns * config.patch_width, config.image_tokens * config.width)
+        self.positions = nn.Parameter(torch.randn(config.image_tokens, config.width) * 0.02)
         self.embeddings = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embeddings.weight, std=0.02)
         self.language = LlamaModel(
@@ -59,15 +54,14 @@ class NanoBackbone(nn.Module):
         self.language.embed_tokens = None
 
     def embed_images(self, features: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch image_tokens width"]:
-        """Image tokens of the frozen tower's patch features."""
-        merged = rearrange(
-            features,
-            "batch (rows a columns b) dim -> batch (rows columns) (a b dim)",
-            a=self.config.merge,
-            b=self.config.merge,
-            columns=self.grid[1] // self.config.merge,
-        )
-        return self.projector(merged) + self.positions
+        """Image tokens of the frozen tower's patch features.
+
+        A dense layer over all patches finds small things on a table from a fixed camera in a tenth of the steps that
+        attention needs from scratch (docs/experiments.md).
+        """
+        reduced = rearrange(self.reduce(features), "batch patches dim -> batch (patches dim)")
+        mixed = rearrange(self.mix(reduced), "batch (tokens width) -> batch tokens width", tokens=self.image_tokens)
+        return mixed + self.positions
 
     def forward(
         self,

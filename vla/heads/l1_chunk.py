@@ -1,6 +1,7 @@
-"""`l1_chunk`: a chunk of actions decoded in parallel by cross-attention, trained on the absolute error."""
+"""`l1_chunk`: a chunk of actions read in parallel from image and latent positions, trained on the absolute error."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -10,37 +11,49 @@ from core.config import Config
 class L1ChunkConfig(Config):
     """Size of the head."""
 
-    layers: int = 2
-    """Cross-attention blocks."""
-    heads: int = 6
-    """Attention heads."""
-    dropout: float = 0.05
-    """Dropout in the blocks."""
+    hidden: int = 512
+    """Channels of the two hidden layers."""
+    position_width: int = 96
+    """Channels that each position's hidden state is reduced to."""
+    dropout: float = 0.1
+    """Dropout before each hidden layer."""
 
 
 class L1ChunkHead(nn.Module):
-    """One learned query a step of the chunk; queries start from the last hidden state, which has seen everything."""
+    """A multilayer perceptron over the hidden states at the image and latent positions and the proprioception."""
 
-    def __init__(self, config: L1ChunkConfig, width: int, horizon: int, action_dims: int) -> None:
+    def __init__(
+        self,
+        config: L1ChunkConfig,
+        width: int,
+        positions: int,
+        horizon: int,
+        action_dims: int,
+        proprioception_dims: int,
+    ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(horizon, width) * 0.02)
-        self.summary = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                width, config.heads, 2 * width, config.dropout, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(config.layers)
+        self.horizon = horizon
+        self.reduce = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.position_width), nn.GELU())
+        self.net = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(positions * config.position_width + proprioception_dims, config.hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, horizon * action_dims),
         )
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dims))
 
     def forward(
-        self, hidden: Float[Tensor, "batch positions width"], mask: Bool[Tensor, "batch positions"]
+        self,
+        image: Float[Tensor, "batch image_tokens width"],
+        latent: Float[Tensor, "batch latent_tokens width"],
+        proprioception: Float[Tensor, "batch senses"],
     ) -> Float[Tensor, "batch horizon dims"]:
-        """Normalised actions; `mask` is False at padding."""
-        queries = self.queries + self.summary(hidden[:, -1])[:, None]
-        for block in self.blocks:
-            queries = block(queries, hidden, memory_key_padding_mask=~mask)
-        return self.out(queries).float()
+        """Normalised actions from hidden states and normalised proprioception (of no channels where it is unused)."""
+        reduced = rearrange(self.reduce(torch.cat([image, latent], dim=1)), "batch tokens dim -> batch (tokens dim)")
+        actions = self.net(torch.cat([reduced, proprioception], dim=1)).float()
+        return rearrange(actions, "batch (horizon dims) -> batch horizon dims", horizon=self.horizon)
 
     @staticmethod
     def loss(
