@@ -48,7 +48,7 @@ def collect(settings: CollectionSettings) -> None:
     stage = Stage.open(settings.out, "collect_maniskill", settings)
     if stage.is_done:
         return
-    parts = _parts(settings)
+    parts = parts_of(settings)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(settings.workers, mp_context=context, initializer=_use_one_thread)
     try:
@@ -96,7 +96,8 @@ def render_part(part: Part, first_frame: int) -> None:
     )
 
 
-def _parts(settings: CollectionSettings) -> list[Part]:
+def parts_of(settings: CollectionSettings) -> list[Part]:
+    """The store in pieces of `episodes_per_part`, which do not depend on the number of workers."""
     plans, size = plan_episodes(settings), settings.episodes_per_part
     return [
         Part(settings=settings, number=number, plans=plans[start : start + size], first_episode=start)

@@ -105,12 +105,11 @@ def render_episode(
     split: str = "train",
 ) -> Episode:
     """The recording as an episode seen by the benchmark's cameras at every `frame_stride`-th control step."""
-    benchmark.reset(recording.seed)
     steps = range(0, len(recording.states), frame_stride)
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in benchmark.cameras}
     extrinsics: dict[str, list[np.ndarray]] = {camera: [] for camera in benchmark.cameras}
     for step in steps:
-        benchmark.set_state(recording.states[step], step)
+        benchmark.set_state(recording.states[step], recording.seed, step)
         for camera, image in benchmark.render().items():
             frames[camera].append(image)
             extrinsics[camera].append(benchmark.camera_pose(camera).extrinsics)
