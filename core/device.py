@@ -11,7 +11,7 @@ def default_device() -> torch.device:
 
 
 def choose_attention_kernel(device: torch.device) -> None:
-    """On a CPU, attend by plain matrix products: at tens of tokens that takes half the step time of the fused kernel."""
+    """On a CPU, attend by plain matrix products: at tens of tokens they take half the time of the fused kernel."""
     if device.type == "cpu":
         torch.backends.cuda.enable_flash_sdp(False)
 

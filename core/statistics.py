@@ -64,7 +64,8 @@ class Statistics:
             raise StatisticsError(
                 "the checkpoint holds no action statistics; fine-tune it with scripts/finetune_vla.py"
             )
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        mean, std, low, high = (tuple(values[name]) for name in ("mean", "std", "low", "high"))
+        return cls(mean=mean, std=std, low=low, high=high, count=values["count"])
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and lists."""

@@ -253,7 +253,7 @@ class _Loop:
             "Lower the learning rate, or look at these samples"
         )
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _update_average(self, step: int) -> None:
         if self.average is None:
             return

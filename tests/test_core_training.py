@@ -31,7 +31,10 @@ class Line:
         x = self.x[indices].copy()
         if self.poisoned in indices:
             x[:] = np.nan
-        return {"x": torch.from_numpy(x), "noise": torch.from_numpy(generator.normal(0, 0.1, x.shape).astype(np.float32))}
+        return {
+            "x": torch.from_numpy(x),
+            "noise": torch.from_numpy(generator.normal(0, 0.1, x.shape).astype(np.float32)),
+        }
 
     def describe(self, indices):
         return [f"sample {i}" for i in indices]
@@ -48,12 +51,19 @@ class Model(nn.Module):
         return {"loss": error}
 
 
-class StopAt(Exception):
+class StopAtError(Exception):
     pass
 
 
 def config(**changes):
-    values = {"steps": 24, "batch_size": 8, "checkpoint_every": 5, "log_every": 4, "average_decay": 0.9, "mixed_precision": "no"}
+    values = {
+        "steps": 24,
+        "batch_size": 8,
+        "checkpoint_every": 5,
+        "log_every": 4,
+        "average_decay": 0.9,
+        "mixed_precision": "no",
+    }
     return TrainingConfig(**(values | changes))
 
 
@@ -64,7 +74,7 @@ def run(directory: Path, settings: TrainingConfig, stop_after: int | None = None
 
     def after_step(step: int) -> dict[str, float]:
         if step == stop_after:
-            raise StopAt
+            raise StopAtError
         return {}
 
     latest = fit(model, dataset or Line(), settings, stage, accelerator, after_step=after_step)
@@ -74,7 +84,7 @@ def run(directory: Path, settings: TrainingConfig, stop_after: int | None = None
 @pytest.mark.parametrize("kill_at", [2, 5, 13, 23])
 def test_a_run_killed_at_any_step_and_resumed_ends_bit_identical_to_an_uninterrupted_one(tmp_path, kill_at):
     straight, _ = run(tmp_path / "straight", config())
-    with pytest.raises(StopAt):
+    with pytest.raises(StopAtError):
         run(tmp_path / "killed", config(), stop_after=kill_at)
     resumed, _ = run(tmp_path / "killed", config())
     for name, tensor in straight.state_dict().items():
@@ -82,7 +92,7 @@ def test_a_run_killed_at_any_step_and_resumed_ends_bit_identical_to_an_uninterru
 
 
 def test_resuming_really_starts_from_the_saved_step(tmp_path):
-    with pytest.raises(StopAt):
+    with pytest.raises(StopAtError):
         run(tmp_path, config(), stop_after=13)
     steps_before = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     run(tmp_path, config())
@@ -95,7 +105,14 @@ def test_gradient_accumulation_counts_optimiser_steps(tmp_path):
     seen = []
     settings = config(gradient_accumulation=3, steps=4)
     stage = Stage.open(tmp_path, "line", settings)
-    fit(Model(), Line(), settings, stage, make_accelerator(settings, tmp_path), after_step=lambda s: seen.append(s) or {})
+    fit(
+        Model(),
+        Line(),
+        settings,
+        stage,
+        make_accelerator(settings, tmp_path),
+        after_step=lambda s: seen.append(s) or {},
+    )
     assert seen == [0, 1, 2, 3]
 
 
@@ -111,7 +128,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path)
 
 
 def test_every_sample_is_seen_once_before_any_is_seen_twice():
-    seen = np.concatenate([batch_indices(10, seed=3, step=s, batch_size=5, rank=r, world_size=2) for s in range(3) for r in (0, 1)])
+    seen = np.concatenate(
+        [batch_indices(10, seed=3, step=s, batch_size=5, rank=r, world_size=2) for s in range(3) for r in (0, 1)]
+    )
     for epoch in range(3):
         assert sorted(seen[epoch * 10 : epoch * 10 + 10]) == list(range(10))
 
@@ -157,8 +176,19 @@ def write_script(tmp_path: Path, **values) -> Path:
 
 def test_two_processes_agree_and_see_different_halves_of_the_batch(tmp_path):
     script = write_script(tmp_path, steps=6, batch=4, out=str(tmp_path / "two"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611", str(script)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29611",
+        str(script),
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     two = read_tensors(tmp_path / "two" / "model.safetensors")
     script = write_script(tmp_path, steps=6, batch=4, out=str(tmp_path / "one"))

@@ -54,7 +54,9 @@ def test_padding_changes_nothing(tokenizer):
     alone = tokenizer.encode([prompt(SENTENCES[0])])
     padded = tokenizer.encode([prompt(SENTENCES[0]), prompt(SENTENCES[2] + " " + SENTENCES[1])])[:1]
     assert padded.shape[1] > alone.shape[1]
-    torch.testing.assert_close(model.act(features, alone, SENSES), model.act(features, padded, SENSES), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model.act(features, alone, SENSES), model.act(features, padded, SENSES), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_tokens_chosen_with_a_cache_are_those_of_the_full_forward_pass(tokenizer):
