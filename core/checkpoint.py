@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core.run import fingerprint_of, fingerprint_of_file
+from core.run import fingerprint_of_file
 
 HEADER = "mvp_lam"
 
@@ -115,8 +115,3 @@ class TrainingState:
     def remove(self) -> None:
         """Delete the file, once the run is finished and its weights are saved."""
         self.path.unlink(missing_ok=True)
-
-
-def fingerprint_of_module(module: torch.nn.Module) -> str:
-    """Twelve hexadecimal digits of a module's weights."""
-    return fingerprint_of({name: tensor.double().sum().item() for name, tensor in module.state_dict().items()})

@@ -194,7 +194,7 @@ def _save(
 ) -> None:
     counts = torch.zeros(config.model.num_tokens, config.model.num_codes)
     for chunk in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64)):
-        views = np.array([[generator_view(dataset, i)] for i in chunk])
+        views = np.array([[first_view(dataset, i)] for i in chunk])
         features = torch.from_numpy(dataset.features(chunk, views))[:, 0].float()
         indices = model.label(features.to(next(model.parameters()).device)).cpu()
         counts += torch.nn.functional.one_hot(indices, config.model.num_codes).sum(0)
@@ -213,6 +213,6 @@ def _save(
     TrainingState.of(stage.path).remove()
 
 
-def generator_view(dataset: TransitionDataset, index: int) -> int:
+def first_view(dataset: TransitionDataset, index: int) -> int:
     """The first view that the episode of a sample has."""
     return dataset.available[int(dataset.episodes[index])][0]

@@ -49,6 +49,8 @@ class NanoBackbone(nn.Module):
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 max_position_embeddings=1024,
+                bos_token_id=None,
+                eos_token_id=None,
             )
         )
         self.language.embed_tokens = None
