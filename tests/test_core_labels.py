@@ -34,7 +34,7 @@ def test_labels_of_other_episodes_or_of_another_model_are_refused():
 
 
 def test_codes_that_no_codebook_has_are_refused():
-    with pytest.raises(LabelsError, match=r"span 0\.\.16, the codebook has 0\.\.15"):
+    with pytest.raises(LabelsError, match=r"span 0\.\.16, not 0\.\.15"):
         labels(codes=np.array([[0, 1, 2, 16]] * 5))
     with pytest.raises(LabelsError, match="3 codes a transition, the labels state 4"):
         labels(codes=np.zeros((5, 3), int))
