@@ -141,7 +141,8 @@ class CodebookWatch:
             encodings = sample_encodings(self.model, self.dataset, seed, step).to(self.accelerator.device)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             health["revived"] = float(quantizer.revive(encodings, generator))
-        quantizer.counts.zero_()
+        else:
+            quantizer.counts.zero_()
         return health
 
 

@@ -12,7 +12,6 @@ from core.checkpoint import TrainingState
 from core.config import Config
 from core.frames import FeatureCache
 from core.run import read_manifest
-from core.sampling import step_generator
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
@@ -20,6 +19,7 @@ from vla.checkpoint import VlaDescription, create, load, save, start_from
 from vla.dataset import DemonstrationDataset
 from vla.model import VisionLanguageActionModel
 from vla.parts import Part
+from vla.pretrain import validate
 
 
 class FinetuneError(ValueError):
@@ -199,11 +199,3 @@ def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> li
             )
         chosen += found[:number]
     return chosen
-
-
-def validate(module: nn.Module, dataset: DemonstrationDataset, device: torch.device) -> dict[str, float]:
-    """The loss on up to 512 frames of held-out demonstrations, the same ones each time."""
-    generator = step_generator(0, 0)
-    indices = generator.permutation(len(dataset))[:512]
-    batch = {name: value.to(device) for name, value in dataset.batch(indices, generator).items()}
-    return {name: value.item() for name, value in module(batch).items()}

@@ -12,7 +12,7 @@ from core.labels import LatentLabels
 from core.run import fingerprint_of_file, read_manifest
 from core.sampling import step_generator
 from core.store import Store
-from core.training import TrainingConfig, fit, make_accelerator, open_stage
+from core.training import Dataset, TrainingConfig, fit, make_accelerator, open_stage
 from vla.checkpoint import VlaDescription, create, save
 from vla.dataset import LatentDataset
 from vla.model import VisionLanguageActionModel
@@ -107,8 +107,8 @@ def describe(backbone: Part, cache: FeatureCache, labels: LatentLabels, tokenize
     )
 
 
-def validate(module: nn.Module, dataset: LatentDataset, device: torch.device) -> dict[str, float]:
-    """Loss and accuracies on up to 512 held-out transitions, the same ones each time."""
+def validate(module: nn.Module, dataset: Dataset, device: torch.device) -> dict[str, float]:
+    """Mean terms on up to 512 samples, the same ones each time."""
     generator = step_generator(0, 0)
     indices = generator.permutation(len(dataset))[:512]
     batch = {name: value.to(device) for name, value in dataset.batch(indices, generator).items()}
