@@ -16,8 +16,8 @@ TABLE_Z_M = 0.02
 """Height of the fingertips at work: the middle of a cube on the table."""
 ABOVE_Z_M = 0.09
 """Height at which the fingers pass over a cube."""
-BEHIND_M = 0.065
-"""Where a push starts, from the middle of the cube."""
+CLEARANCE_M = 0.045
+"""Where a push starts, from the face of the cube."""
 PUSH_STEP_M = 0.06
 LINE_M = 0.19
 """Distance from the middle of the table at which the hand ends a push that was told as a direction."""
@@ -53,7 +53,7 @@ class Expert:
         """Go behind the cube, down, and through to `distance_m` beyond where it was."""
         along = np.array([*direction, 0.0])
         start = self._position(self._rules.moved_object)
-        behind = start - BEHIND_M * along
+        behind = start - (self._rules.cube_half_size_m + CLEARANCE_M) * along
         while np.linalg.norm(self._hand[:2] - behind[:2]) >= 0.02:
             yield self._towards(_at_height(behind, ABOVE_Z_M), CLOSED, noise_scale=1.0)
         while abs(self._hand[2] - TABLE_Z_M) >= 0.012:

@@ -16,7 +16,7 @@ from core.spaces import END_EFFECTOR_DELTA, ActionSpace
 from eval.benchmark import StepResult
 from eval.cameras import POLICY_CAMERA, CameraPose, RandomCameras, camera_number, place_camera
 from eval.robot_meshes import use_lighter_panda
-from eval.tasks import find_task, is_pushed
+from eval.tasks import Task, find_task, is_pushed
 
 PICTURE = CameraPose(eye=(0.6, 0.7, 0.6), target=(0.0, 0.0, 0.25), fov_rad=0.9)
 PICTURE_SIZE = 256
@@ -48,7 +48,7 @@ class ManiSkillBenchmark:
         for camera in self.cameras:
             camera_number(camera)
         self._image_size = image_size
-        self._environment = _make_environment(self._rules.environment)
+        self._environment = _make_environment(self._rules)
         self._is_fresh = True
         self._lenses: dict[str, Any] = {}
         self._picture_lens: Any = None
@@ -163,21 +163,22 @@ class ManiSkillBenchmark:
         return self._scene.add_camera(name, width=size, height=size, fovy=1.0, near=0.01, far=100.0)
 
 
-def _make_environment(name: str) -> Any:
-    """A stock environment with the light Panda, without ManiSkill's own images.
+def _make_environment(task: Task) -> Any:
+    """The scene of a task with the light Panda, without ManiSkill's own images.
 
     Raises:
         RuntimeError: there is no device to render with.
     """
     _import_simulator()
-    import gymnasium
     import torch
     from mani_skill.render import PREBUILT_SHADER_CONFIGS, set_shader_pack
+    from mani_skill.utils.registration import REGISTERED_ENVS
 
     use_lighter_panda()
+    stock = REGISTERED_ENVS[task.environment].cls
+    scene = type(stock.__name__, (stock,), {"cube_half_size": task.cube_half_size_m})
     try:
-        environment = gymnasium.make(
-            name,
+        environment = scene(
             obs_mode="none",
             reward_mode="none",
             control_mode="pd_ee_delta_pose",
@@ -188,7 +189,7 @@ def _make_environment(name: str) -> Any:
     except RuntimeError as error:
         raise RuntimeError(f"{NO_RENDERER} (the simulator said: {error})") from error
     set_shader_pack(PREBUILT_SHADER_CONFIGS["minimal"])
-    return environment.unwrapped
+    return environment
 
 
 @functools.cache

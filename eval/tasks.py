@@ -29,6 +29,8 @@ class Task:
     """Attribute of the scene that `directions` are about."""
     hidden: tuple[str, ...] = ()
     """Attributes of the scene that no camera sees."""
+    cube_half_size_m: float = 0.02
+    """Half the edge of the cube; ManiSkill's own is 0.02."""
 
     def instruction(self, seed: int) -> str:
         """The instruction of the episode that `seed` names."""
@@ -54,7 +56,8 @@ TASKS = {
         environment="StackCube-v1", instructions=("stack the red cube on the green cube",), max_steps=100
     ),
     # One scene, four instructions: without the instruction no policy can do better than chance.
-    # The robot looks along +x, so its left is +y.
+    # The robot looks along +x, so its left is +y. Sideways the closed fingers are 2 cm wide: they keep hold of a 4 cm
+    # cube that they meet up to 1 cm off its middle, and of this 6 cm one up to 2.5 cm (docs/experiments.md).
     "PushCubeDirections": Task(
         environment="PushCube-v1",
         instructions=(
@@ -66,6 +69,7 @@ TASKS = {
         max_steps=50,
         directions=((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0)),
         hidden=("goal_region",),
+        cube_half_size_m=0.03,
     ),
 }
 
