@@ -10,20 +10,23 @@ from torch import Tensor, nn
 from core.config import Config
 from lam.decoder import FeatureDecoder
 from lam.encoder import LatentActionEncoder
+from lam.perceptron import PerceptronDecoder, PerceptronEncoder
 from lam.quantizers import Quantized, VectorQuantizer
 
 
 class LamConfig(Config):
     """Size and form of a latent action model; the defaults are the paper's."""
 
+    network: Literal["transformer", "perceptron"] = "transformer"
+    """Form of encoder and decoder: the paper's, or one that learns in minutes from fixed numbers of patches."""
     width: int = 768
-    """Channels of encoder and decoder."""
+    """Channels of encoder and decoder; of the hidden layers in a perceptron."""
     heads: int = 12
-    """Attention heads."""
+    """Attention heads of a transformer."""
     encoder_blocks: int = 12
-    """Spatio-temporal blocks."""
+    """Spatio-temporal blocks of a transformer."""
     decoder_blocks: int = 12
-    """Spatial blocks."""
+    """Spatial blocks of a transformer."""
     num_tokens: int = 4
     """Action tokens a transition."""
     num_codes: int = 16
@@ -53,16 +56,19 @@ class LatentActionModel(nn.Module):
         super().__init__()
         self.config, self.feature_dim, self.patches = config, feature_dim, patches
         tokens, dim = config.num_tokens, config.code_dim
-        self.encoder = LatentActionEncoder(
-            feature_dim, patches, config.width, config.encoder_blocks, config.heads, tokens, dim
-        )
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if config.network == "perceptron":
+            self.encoder = PerceptronEncoder(feature_dim, patches, config.width, tokens, dim)
+            self.decoder = PerceptronDecoder(feature_dim, patches, config.width, tokens, dim)
+        else:
+            width, heads = config.width, config.heads
+            self.encoder = LatentActionEncoder(feature_dim, patches, width, config.encoder_blocks, heads, tokens, dim)
+            self.decoder = FeatureDecoder(feature_dim, patches, width, config.decoder_blocks, heads, tokens, dim)
         self.encoding_norm = (
             nn.LayerNorm(dim, elementwise_affine=False) if config.normalise_encodings else nn.Identity()
         )
         self.quantizer = VectorQuantizer(config.num_codes, dim, tokens, config.beta, config.codebook == "shared")
-        self.decoder = FeatureDecoder(
-            feature_dim, patches, config.width, config.decoder_blocks, config.heads, tokens, dim
-        )
 
     def encode(self, features: Float[Tensor, "batch 2 patches dim"]) -> Float[Tensor, "batch tokens code_dim"]:
         """Continuous encoding of the transition between two frames of one view."""

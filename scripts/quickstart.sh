@@ -41,22 +41,23 @@ stage collect_maniskill "episodes/demonstrations_$name" --out "$out/demonstratio
 stage cache_features features/vit_small --store "$out/episodes" --out "$out/features"
 stage cache_features features/vit_small --store "$out/demonstrations" --out "$out/demonstration_features"
 
-# 2. Latent action models: ours, and the rows that it is compared with.
-lam() { stage train_lam "lam/$name" --store "$out/episodes" --features "$out/features" --objective "$1" --out "$out/$2"; }
+# 2. Latent action models: ours, and the rows that it is compared with; 3. Is the latent action about the action?
+# 4. Labels for the action-free video, and 5. pretraining on them: no action is seen.
+lam() { stage train_lam "lam/${3:-$name}" --store "$out/episodes" --features "$out/features" --objective "$1" --out "$out/$2"; }
+pretrain() {
+  stage label_latents lam/label --lam "$out/lam" --store "$out/episodes" --features "$out/features" --out "$out/labels"
+  accelerate launch --num_processes 1 scripts/pretrain_vla.py --config "configs/vla/pretrain_$name.yaml" \
+    --store "$out/episodes" --features "$out/features" --labels "$out/labels" --lam "$out/lam" --out "$out/pretrain"
+}
 lam self_cross lam & a=$!
 lam self lam_self & both $a $!
 lam mismatched lam_mismatched & a=$!
-lam action_supervised lam_supervised & both $a $!
-
-# 3. Is the latent action about the action?  4. Labels for the action-free video.
-stage audit_lam "lam/audit_$name" --store "$out/episodes" --features "$out/features" --out "$out/audit" \
-  --lams "{self_cross: $out/lam, self: $out/lam_self, mismatched: $out/lam_mismatched, supervised: $out/lam_supervised}" & a=$!
-stage label_latents lam/label --lam "$out/lam" --store "$out/episodes" --features "$out/features" --out "$out/labels" &
-both $a $!
-
-# 5. Pretraining on the labels: no action is seen.
-OMP_NUM_THREADS=2 accelerate launch --num_processes 1 scripts/pretrain_vla.py --config "configs/vla/pretrain_$name.yaml" \
-  --store "$out/episodes" --features "$out/features" --labels "$out/labels" --out "$out/pretrain"
+pretrain & both $a $!
+lam action_supervised lam_supervised & a=$!
+lam self_cross lam_transformer "transformer_$name" & both $a $!
+stage audit_lam "lam/audit_$name" --store "$out/episodes" --features "$out/features" --out "$out/audit" --lams "{
+  self_cross: $out/lam, self: $out/lam_self, mismatched: $out/lam_mismatched, supervised: $out/lam_supervised,
+  self_cross_transformer: $out/lam_transformer}" & audit=$!
 
 # 6. Fine-tuning on few demonstrations, with and without that pretraining.
 finetune() {
@@ -71,6 +72,8 @@ for budget in "${budgets[@]}"; do pair "" "_$budget" "{PushCubeDirections: $budg
 if [[ $stock ]]; then
   pair stock_ "" "{PushCube-v1: $stock, PullCube-v1: $stock, PickCube-v1: $stock, StackCube-v1: $stock}"
 fi
+
+both "$audit"
 
 # 7. Closed loop on unseen seeds.  8. The page.
 stage evaluate "eval/$name" --policies "$out/finetune" --out "$out/evaluate"

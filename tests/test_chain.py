@@ -52,7 +52,7 @@ def test_every_artefact_names_what_it_was_made_from(chain):
     assert policy["inputs"]["pretrained"] == manifests["pretrain"]["fingerprint"]
     audit = json.loads((chain / "audit" / "audit.json").read_text())
     arms = {row["arm"] for row in audit["rows"]}
-    assert {"self_cross", "self", "mismatched", "supervised", "untrained"} <= arms
+    assert {"self_cross", "self", "mismatched", "supervised", "self_cross_transformer", "untrained"} <= arms
 
 
 @pytest.mark.sim
@@ -61,7 +61,7 @@ def test_the_same_command_again_does_nothing_and_a_changed_label_store_is_refuse
     before = {path: path.stat().st_mtime for path in chain.rglob("model.safetensors")}
     again = quickstart(chain)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert again.stderr.count("already done") >= 12
+    assert again.stderr.count("already done") >= 13
     assert {path: path.stat().st_mtime for path in chain.rglob("model.safetensors")} == before
     labels = ["--labels", str(chain / "labels"), "--out", str(chain / "other")]
     episodes = ["--store", str(chain / "demonstrations"), "--features", str(chain / "demonstration_features")]
@@ -69,6 +69,47 @@ def test_the_same_command_again_does_nothing_and_a_changed_label_store_is_refuse
     refused = subprocess.run([*script, *episodes, *labels], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1
     assert "these labels were made for episodes" in refused.stderr
+    episodes = ["--store", str(chain / "episodes"), "--features", str(chain / "features")]
+    other_lam = ["--lam", str(chain / "lam_self")]
+    refused = subprocess.run(
+        [*script, *episodes, *labels, *other_lam], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert refused.returncode == 1
+    assert "latent action model" in refused.stderr.splitlines()[-1]
+
+
+TRAININGS = {
+    "train_lam": ("lam/smoke", {"store": "episodes", "features": "features"}),
+    "pretrain_vla": ("vla/pretrain_smoke", {"store": "episodes", "features": "features", "labels": "labels"}),
+    "finetune_vla": (
+        "vla/finetune_smoke",
+        {"store": "demonstrations", "features": "demonstration_features", "pretrained": "pretrain"},
+    ),
+}
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("script", TRAININGS)
+def test_each_training_runs_on_two_processes(chain, tmp_path, script):
+    config, inputs = TRAININGS[script]
+    words = [word for key, directory in inputs.items() for word in (f"--{key}", str(chain / directory))]
+    if script == "finetune_vla":
+        words += ["--demonstrations", "{PushCubeDirections: 4}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, f"scripts/{script}.py", "--config", f"configs/{config}.yaml", "--training.steps", "4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *words, "--out", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done in") + done.stderr.count("done in") == 1
+    assert (tmp_path / "run" / "model.safetensors").stat().st_size > 0
 
 
 @pytest.mark.sim

@@ -131,8 +131,30 @@ def test_the_encoding_depends_on_both_frames_and_the_first_frame_does_not_see_th
     torch.testing.assert_close(seen, blind)
 
 
-def test_the_cross_term_decodes_with_the_other_view_and_the_control_with_another_transition():
-    model = small()
+def test_a_perceptron_sees_every_patch_of_both_frames_and_decodes_from_frame_and_action():
+    model = small(network="perceptron").eval()
+    features = torch.randn(1, 2, 9, 12)
+    base = model.encode(features)
+    assert base.shape == (1, 4, 8)
+    for frame in range(2):
+        for patch in range(9):
+            changed = features.clone()
+            changed[0, frame, patch] += torch.randn(12)
+            assert not torch.allclose(base, model.encode(changed))
+    still = model.encode(features[:, [0, 0]])
+    assert not torch.allclose(base, still)
+    first, action = features[:, 0], torch.randn(1, 4, 8)
+    predicted = model.decode(first, action)
+    assert predicted.shape == first.shape
+    for token in range(4):
+        other = action.clone()
+        other[0, token] += 1
+        assert not torch.allclose(predicted, model.decode(first, other))
+
+
+@pytest.mark.parametrize("network", ["transformer", "perceptron"])
+def test_the_cross_term_decodes_with_the_other_view_and_the_control_with_another_transition(network):
+    model = small(network=network)
     features = torch.randn(3, 2, 2, 9, 12)
     with torch.no_grad():
         model.quantizer.revive(model.encode(features.flatten(0, 1)), torch.Generator().manual_seed(0))
@@ -151,9 +173,10 @@ def test_the_cross_term_decodes_with_the_other_view_and_the_control_with_another
     assert "cross" not in OBJECTIVES["self"](model, batch)
 
 
-def test_one_batch_can_be_overfitted():
+@pytest.mark.parametrize("network", ["transformer", "perceptron"])
+def test_one_batch_can_be_overfitted(network):
     torch.manual_seed(0)
-    model = small(normalise_encodings=True, codebook="per_token")
+    model = small(network=network, normalise_encodings=True, codebook="per_token")
     features = torch.randn(8, 2, 2, 9, 12)
     features[:, :, 1] = features[:, :, 0] + torch.randn(8, 1, 1, 1)
     with torch.no_grad():

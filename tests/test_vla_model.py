@@ -75,16 +75,16 @@ def test_hidden_states_in_acting_are_those_of_the_teacher_forced_pass_with_the_c
     features, ids = torch.randn(2, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES[:2]])
     thought = model.think(features, ids)
     whole = torch.cat([ids, tokenizer.latent_ids(thought.codes)], dim=1)
-    forced = model.backbone(features, whole, whole != tokenizer.pad_id).hidden
-    torch.testing.assert_close(thought.image, forced[:, :4], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(thought.latent, forced[:, -4:], atol=1e-5, rtol=1e-4)
+    forced = model.backbone(features, whole, whole != tokenizer.pad_id)
+    torch.testing.assert_close(thought.image, forced.image, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(thought.latent, forced.hidden[:, -5:-1], atol=1e-5, rtol=1e-4)
 
 
 def test_the_loss_of_the_head_reaches_the_backbone_through_the_chosen_tokens(tokenizer):
     model = model_with_head(tokenizer).train()
     features, ids = torch.randn(2, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES[:2]])
     model.think(features, ids).latent[:, -1].sum().backward()
-    assert model.backbone.mix.weight.grad.abs().sum() > 0
+    assert model.backbone.project[1].weight.grad.abs().sum() > 0
     assert model.backbone.embeddings.weight.grad.abs().sum() > 0
 
 

@@ -14,9 +14,9 @@ class Thought(NamedTuple):
     """What the backbone makes of an image and an instruction."""
 
     image: Float[Tensor, "batch image_tokens width"]
-    """Last hidden states at the image positions."""
+    """What the backbone hands on of the image."""
     latent: Float[Tensor, "batch latent_tokens width"]
-    """Last hidden states at the positions of the latent tokens that it chose."""
+    """Last hidden states that it chose the latent tokens from, one position before each."""
     codes: Int[Tensor, "batch latent_tokens"]
     """Code indices of these tokens."""
 
@@ -56,15 +56,17 @@ class VisionLanguageActionModel(nn.Module):
         """
         mask = ids != self.tokenizer.pad_id
         out = self.backbone(features, ids, mask, use_cache=True)
-        image = out.hidden[:, : out.hidden.shape[1] - ids.shape[1]]
-        hidden, chosen = [], []
-        for _ in range(self.tokenizer.num_tokens):
-            token = self.tokenizer.legal(out.logits[:, -1]).argmax(-1, keepdim=True)
-            mask = torch.cat([mask, torch.ones_like(token, dtype=torch.bool)], dim=1)
-            out = self.backbone(None, token, mask, cache=out.cache, use_cache=True)
+        image = out.image
+        hidden, chosen = [out.hidden[:, -1:]], [self._choice(out.logits)]
+        while len(chosen) < self.tokenizer.num_tokens:
+            mask = torch.cat([mask, torch.ones_like(chosen[-1], dtype=torch.bool)], dim=1)
+            out = self.backbone(None, chosen[-1], mask, cache=out.cache, use_cache=True)
             hidden.append(out.hidden)
-            chosen.append(token)
+            chosen.append(self._choice(out.logits))
         return Thought(image, torch.cat(hidden, dim=1), self.tokenizer.codes(torch.cat(chosen, dim=1)))
+
+    def _choice(self, logits: Float[Tensor, "batch text vocabulary"]) -> Int[Tensor, "batch 1"]:
+        return self.tokenizer.legal(logits[:, -1]).argmax(-1, keepdim=True)
 
     def act(
         self,

@@ -9,8 +9,10 @@ from torch import Tensor
 class BackboneOutput(NamedTuple):
     """Hidden states and logits of one forward pass."""
 
-    hidden: Float[Tensor, "batch positions width"]
-    """Last hidden states: image tokens first, then text (only new positions when a cache was given)."""
+    image: Float[Tensor, "batch image_tokens width"] | None
+    """What an action head shall get of the image; None where the image was in an earlier call."""
+    hidden: Float[Tensor, "batch text width"]
+    """Last hidden states at the text positions (only new ones when a cache was given)."""
     logits: Float[Tensor, "batch text vocabulary"]
     """Next-token logits at the text positions."""
     cache: Any

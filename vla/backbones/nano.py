@@ -15,18 +15,22 @@ from vla.backbones.interface import BackboneOutput
 class NanoConfig(Config):
     """Size of the small transformer."""
 
-    width: int = 192
+    width: int = 128
     """Channels."""
-    layers: int = 4
+    layers: int = 2
     """Transformer blocks."""
-    heads: int = 6
+    heads: int = 4
     """Attention heads."""
-    feed_forward: int = 512
+    feed_forward: int = 384
     """Channels of the gated feed-forward layer."""
-    patch_width: int = 32
+    patch_width: int = 8
     """Channels that every patch is reduced to before all patches together make the image tokens."""
-    image_tokens: int = 8
+    projector_width: int = 512
+    """Channels of the two hidden layers between the patches and the image tokens."""
+    image_tokens: int = 4
     """Image tokens; each sees the whole patch grid, at fixed places."""
+    dropout: float = 0.1
+    """Dropout before each hidden layer of the projector."""
 
 
 class NanoBackbone(nn.Module):
@@ -37,7 +41,15 @@ class NanoBackbone(nn.Module):
         self.config, self.width, self.image_tokens = config, config.width, config.image_tokens
         rows, columns = grid
         self.reduce = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, config.patch_width), nn.GELU())
-        self.mix = nn.Linear(rows * columns * config.patch_width, config.image_tokens * config.width)
+        self.project = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(rows * columns * config.patch_width, config.projector_width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.projector_width, config.projector_width),
+            nn.GELU(),
+            nn.Linear(config.projector_width, config.image_tokens * config.width),
+        )
         self.positions = nn.Parameter(torch.randn(config.image_tokens, config.width) * 0.02)
         self.embeddings = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embeddings.weight, std=0.02)
@@ -62,8 +74,10 @@ class NanoBackbone(nn.Module):
         attention needs from scratch (docs/experiments.md).
         """
         reduced = rearrange(self.reduce(features), "batch patches dim -> batch (patches dim)")
-        mixed = rearrange(self.mix(reduced), "batch (tokens width) -> batch tokens width", tokens=self.image_tokens)
-        return mixed + self.positions
+        tokens = self.project(reduced)
+        return (
+            rearrange(tokens, "batch (tokens width) -> batch tokens width", tokens=self.image_tokens) + self.positions
+        )
 
     def forward(
         self,
@@ -73,13 +87,14 @@ class NanoBackbone(nn.Module):
         cache: Any = None,
         use_cache: bool = False,
     ) -> BackboneOutput:
-        """Hidden states of all new positions and logits of the text positions.
+        """Image tokens as projected, hidden states and logits of the text positions.
 
         With a `cache` from an earlier call, `features` is None, `ids` holds only new tokens and `mask` the whole text.
         """
-        tokens = self.embeddings(ids)
+        tokens, image = self.embeddings(ids), None
         if features is not None:
-            tokens = torch.cat([self.embed_images(features), tokens], dim=1)
+            image = self.embed_images(features)
+            tokens = torch.cat([image, tokens], dim=1)
         image_mask = torch.ones(len(ids), self.image_tokens, dtype=torch.bool, device=ids.device)
         whole = torch.cat([image_mask, mask], dim=1)
         positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
@@ -92,6 +107,5 @@ class NanoBackbone(nn.Module):
             past_key_values=cache,
             use_cache=use_cache,
         )
-        hidden = out.last_hidden_state
-        logits = hidden[:, -ids.shape[1] :] @ self.embeddings.weight.T
-        return BackboneOutput(hidden, logits, cache)
+        hidden = out.last_hidden_state[:, -ids.shape[1] :]
+        return BackboneOutput(image, hidden, hidden @ self.embeddings.weight.T, cache)
