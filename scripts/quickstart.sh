@@ -41,20 +41,25 @@ stage collect_maniskill "episodes/demonstrations_$name" --out "$out/demonstratio
 stage cache_features features/vit_small --store "$out/episodes" --out "$out/features"
 stage cache_features features/vit_small --store "$out/demonstrations" --out "$out/demonstration_features"
 
-# 2. Latent action models: ours, and the rows that it is compared with; 3. Is the latent action about the action?
+# 2. Latent action models: ours, and the rows that it is compared with.
 # 4. Labels for the action-free video, and 5. pretraining on them: no action is seen.
 lam() { stage train_lam "lam/${3:-$name}" --store "$out/episodes" --features "$out/features" --objective "$1" --out "$out/$2"; }
-pretrain() {
+ours() {
+  lam self_cross lam
   stage label_latents lam/label --lam "$out/lam" --store "$out/episodes" --features "$out/features" --out "$out/labels"
   accelerate launch --num_processes 1 scripts/pretrain_vla.py --config "configs/vla/pretrain_$name.yaml" \
     --store "$out/episodes" --features "$out/features" --labels "$out/labels" --lam "$out/lam" --out "$out/pretrain"
+  lam action_supervised lam_supervised
 }
-lam self_cross lam & a=$!
-lam self lam_self & both $a $!
-lam mismatched lam_mismatched & a=$!
-pretrain & both $a $!
-lam action_supervised lam_supervised & a=$!
-lam self_cross lam_transformer "transformer_$name" & both $a $!
+rows() {
+  lam self lam_self
+  lam mismatched lam_mismatched
+  lam self_cross lam_transformer "transformer_$name"
+}
+ours & a=$!
+rows & both $a $!
+
+# 3. Is the latent action about the action?
 stage audit_lam "lam/audit_$name" --store "$out/episodes" --features "$out/features" --out "$out/audit" --lams "{
   self_cross: $out/lam, self: $out/lam_self, mismatched: $out/lam_mismatched, supervised: $out/lam_supervised,
   self_cross_transformer: $out/lam_transformer}" & audit=$!
