@@ -1,4 +1,4 @@
-"""A picture of a store for people: one episode of each instruction, all its views at a few times."""
+"""A picture of a store for people: for each instruction an episode with the most views, all of them at a few times."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CAPTION_HEIGHT = 16
 def write_contact_sheet(store_path: Path) -> Path:
     """`contact_sheet.png` in the store: rows are instructions, columns are views, several times each."""
     store = Store.open(store_path)
-    shown = {record.instruction: record for record in reversed(store.episodes)}
+    shown = {r.instruction: r for r in sorted(store.episodes, key=lambda r: (len(r.views), -r.index))}
     rows = [_row(store, shown[instruction]) for instruction in sorted(shown)]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from core.episode import Episode, View
 from core.spaces import END_EFFECTOR_DELTA
 from core.store import ActionsHiddenError, Store, StoreError, StoreInfo, finish_store, is_part_done, write_part
 from core.video import VideoReader, VideoWriter
+from eval.contact_sheet import write_contact_sheet
 
 HZ = 20 / 3
 SIZES = {"front": (48, 64), "side": (33, 47)}
@@ -380,3 +382,11 @@ def test_a_store_of_video_alone_needs_no_actions(tmp_path):
 def test_a_store_is_read_without_torch():
     code = "import core.store, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_contact_sheet_shows_the_first_episode_with_the_most_views(tmp_path):
+    episodes = (make_episode(number) for number in (3, 1))
+    write_part(tmp_path, 0, episodes, info=INFO, first_episode=0, first_frame=0, tasks=TASKS)
+    finish_store(tmp_path, INFO, 1, TASKS)
+    with Image.open(write_contact_sheet(tmp_path)) as sheet:
+        assert sheet.width == 4 * sum(width for _, width in SIZES.values())
