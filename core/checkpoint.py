@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,13 +37,25 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file, or it was not written by this project.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"no weights at {path}; give the directory or file of a finished training run")
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
+    metadata = read_metadata(path)
     if HEADER not in metadata:
         raise CheckpointError(f"{path} was not written by this project: its metadata has no key {HEADER!r}")
     return json.loads(metadata[HEADER])
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of any safetensors file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is of another format or cut off.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"no weights at {path}; give the directory or file of a finished training run")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or is cut off ({error})") from None
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -1,37 +1,52 @@
-"""Checkpoints in the published layout: names of the released files to and from ours."""
+"""Checkpoints in the published layout: their names to and from ours, and agreement with reference tensors."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from core.checkpoint import CheckpointError, load_weights
 from lam.model import LamConfig, LatentActionModel
+from lam.objectives import OBJECTIVES, Transitions
 
-RENAMED = (
-    (r"^action_latent$", "encoder.queries"),
-    (r"^action_up\.", "decoder.action_up."),
-    (r"^patch_up\.", "decoder.patch_up."),
-    (r"^to_codebook\.", "encoder.to_code."),
-    (r"^vq\.codebook\.weight$", "quantizer.codebook"),
-    (r"^(encoder|decoder)\.ffn\.", r"\1.embed."),
-    (r"^decoder\.out\.", "decoder.out."),
-    (r"transformer_blocks\.", "blocks."),
-    (r"\.ffn\.0\.", ".feed_forward.0."),
-    (r"\.ffn\.3\.", ".feed_forward.2."),
-    (r"_attn\.to_q\.", ".query."),
-    (r"_attn\.to_k\.", ".key."),
-    (r"_attn\.to_v\.", ".value."),
-    (r"_attn\.to_out\.0\.", ".out."),
-    (r"^(encoder\..*)\.norm1\.", r"\1.spatial_norm."),
-    (r"^(encoder\..*)\.norm2\.", r"\1.temporal_norm."),
-    (r"^(encoder\..*)\.norm3\.", r"\1.feed_forward_norm."),
-    (r"^(decoder\..*)\.norm1\.", r"\1.spatial_norm."),
-    (r"^(decoder\..*)\.norm2\.", r"\1.feed_forward_norm."),
-)
+QUERIES, CODEBOOK, COUNTS = "encoder.queries", "quantizer.codebook", "quantizer.counts"
+PREFIX = "lam."
+"""What Lightning puts before every name."""
+FROZEN_ENCODER = "dino_encoder."
+"""Where the released files keep the visual encoder."""
+
+NAMES = {
+    "action_latent": QUERIES,
+    "action_up": "decoder.action_up",
+    "patch_up": "decoder.patch_up",
+    "to_codebook": "encoder.to_code",
+    "vq.codebook.weight": CODEBOOK,
+    "encoder.ffn": "encoder.embed",
+    "decoder.ffn": "decoder.embed",
+    "decoder.out": "decoder.out",
+}
+ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
+BLOCK = {
+    "ffn.0": "feed_forward.0",
+    "ffn.3": "feed_forward.2",
+    "norm1": "spatial_norm",
+    **{f"spatial_attn.{theirs}": f"spatial.{ours}" for theirs, ours in ATTENTION.items()},
+}
+SPATIAL_BLOCK = BLOCK | {"norm2": "feed_forward_norm"}
+SPATIO_TEMPORAL_BLOCK = BLOCK | {
+    "norm2": "temporal_norm",
+    "norm3": "feed_forward_norm",
+    **{f"temporal_attn.{theirs}": f"temporal.{ours}" for theirs, ours in ATTENTION.items()},
+}
 
 
-def from_published(tensors: dict[str, Tensor], heads: int, patches: int) -> LatentActionModel:
+def from_published(
+    tensors: Mapping[str, Tensor], heads: int, patches: int, beta: float = LamConfig().beta
+) -> LatentActionModel:
     """A model with the weights of a released file; all sizes but `heads` and `patches` are read off the tensors.
 
     A Lightning prefix `lam.` is dropped, and so are the weights of the frozen visual encoder (`dino_encoder.*`).
@@ -39,34 +54,133 @@ def from_published(tensors: dict[str, Tensor], heads: int, patches: int) -> Late
     Raises:
         CheckpointError: a tensor has no place in the model, or one is missing.
     """
-    own = {_our_name(name): tensor for name, tensor in tensors.items() if "dino_encoder." not in name}
-    if "encoder.queries" not in own or "quantizer.codebook" not in own:
+    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(FROZEN_ENCODER)}
+    blocks = {side: _number_of_blocks(theirs, side) for side in ("encoder", "decoder")}
+    names = {published: ours for ours, published in published_names(**blocks).items()}
+    own = {_renamed(name, names): tensor for name, tensor in theirs.items()}
+    needed = {QUERIES, CODEBOOK, "decoder.patch_up.weight"}
+    if not needed <= set(own):
         raise CheckpointError(f"not a released latent action model: its tensors are named {sorted(tensors)[:4]}...")
-    own["encoder.queries"] = own["encoder.queries"].flatten(0, -2)
-    own["quantizer.codebook"] = own["quantizer.codebook"][None]
-    num_tokens, feature_dim = own["encoder.queries"].shape
-    _, num_codes, code_dim = own["quantizer.codebook"].shape
-    own["quantizer.counts"] = torch.zeros(num_tokens, num_codes)
+    own[QUERIES] = own[QUERIES].flatten(0, -2)
+    own[CODEBOOK] = own[CODEBOOK][None]
+    num_tokens, feature_dim = own[QUERIES].shape
+    _, num_codes, code_dim = own[CODEBOOK].shape
+    own[COUNTS] = torch.zeros(num_tokens, num_codes)
     config = LamConfig(
         width=own["decoder.patch_up.weight"].shape[0],
         heads=heads,
-        encoder_blocks=_blocks(own, "encoder"),
-        decoder_blocks=_blocks(own, "decoder"),
+        encoder_blocks=blocks["encoder"],
+        decoder_blocks=blocks["decoder"],
         num_tokens=num_tokens,
         num_codes=num_codes,
         code_dim=code_dim,
+        beta=beta,
     )
     model = LatentActionModel(config, feature_dim, patches)
     load_weights(model, own, "the released file")
     return model
 
 
-def _our_name(name: str) -> str:
-    name = name.removeprefix("lam.")
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
+def to_published(model: LatentActionModel) -> dict[str, Tensor]:
+    """The weights under the published names, without prefix and without the frozen visual encoder.
+
+    Raises:
+        CheckpointError: the published layout has no place for a model of this form.
+    """
+    config = model.config
+    if config.network != "transformer" or config.codebook != "shared":
+        raise CheckpointError(
+            f"a model with network {config.network} and codebook {config.codebook} cannot be written in the published "
+            "layout, which has a transformer and one shared codebook"
+        )
+    names = published_names(config.encoder_blocks, config.decoder_blocks)
+    tensors = {_renamed(name, names): tensor for name, tensor in model.state_dict().items() if name != COUNTS}
+    tensors["action_latent"] = tensors["action_latent"][None, None]
+    tensors["vq.codebook.weight"] = tensors["vq.codebook.weight"][0]
+    return tensors
+
+
+def published_names(encoder: int, decoder: int) -> dict[str, str]:
+    """Our names of parameters or their modules to the published ones, for so many blocks on either side."""
+    names = {ours: theirs for theirs, ours in NAMES.items()}
+    for side, blocks, table in (("encoder", encoder, SPATIO_TEMPORAL_BLOCK), ("decoder", decoder, SPATIAL_BLOCK)):
+        for block in range(blocks):
+            for theirs, ours in table.items():
+                names[f"{side}.blocks.{block}.{ours}"] = f"{side}.transformer_blocks.{block}.{theirs}"
+    return names
+
+
+def is_reference(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are reference tensors of a latent action model, as `differences` takes them."""
+    return "weight.action_latent" in tensors
+
+
+def differences(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The largest absolute difference of every `output.*` and `grad.*` from what our model computes.
+
+    `weight.*` is a state dict in the published layout, `input.features` is (views, batch, 2, patches, dim); the
+    metadata state what no tensor shows: `heads` and `beta`.
+
+    Raises:
+        CheckpointError: a weight, an input or a number in the metadata is missing, or an output is not known.
+    """
+    missing = {"heads", "beta"} - set(metadata)
+    if missing or "input.features" not in tensors:
+        raise CheckpointError(f"the file lacks {sorted(missing) or 'input.features'}; see its README for the layout")
+    features = tensors["input.features"]
+    weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+    model = from_published(weights, int(metadata["heads"]), features.shape[-2], float(metadata["beta"]))
+    outputs = _outputs(model, features)
+    outputs["loss"].backward()
+    names = {theirs: ours for ours, theirs in published_names(*_blocks_of(model)).items()}
+    parameters = dict(model.named_parameters())
+    found: dict[str, float] = {}
+    for name, wanted in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "output":
+            if rest not in outputs:
+                raise CheckpointError(f"the file has {name}; known outputs are {sorted(outputs)}")
+            ours = outputs[rest].detach()
+        elif kind == "grad":
+            gradient = parameters[_renamed(rest, names)].grad
+            assert gradient is not None, f"the loss does not reach {rest}"
+            ours = gradient
+        else:
+            continue
+        found[name] = (ours.reshape(wanted.shape).double() - wanted.double()).abs().max().item()
+    return found
+
+
+def _outputs(model: LatentActionModel, features: Float[Tensor, "views batch 2 patches dim"]) -> dict[str, Tensor]:
+    views, batch = features.shape[:2]
+    encodings = model.encode(rearrange(features, "views batch ... -> (views batch) ..."))
+    quantized = model.quantize(encodings)
+    codes = quantized.codes.unflatten(0, (views, batch))
+    grid = [[model.decode(features[i, :, 0], codes[j]) for j in range(views)] for i in range(views)]
+    by_batch = Transitions(rearrange(features, "views batch ... -> batch views ..."), None)
+    return {
+        "encoding": encodings.unflatten(0, (views, batch)),
+        "indices": quantized.indices.unflatten(0, (views, batch)),
+        "reconstruction": torch.stack([torch.stack(row) for row in grid]),
+        "loss": OBJECTIVES["published"](model, by_batch)["loss"],
+    }
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    """`name` with its longest known beginning replaced; an unknown name stays, and will be complained about."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        start = ".".join(parts[:length])
+        if start in names:
+            return ".".join([names[start], *parts[length:]])
     return name
 
 
-def _blocks(tensors: dict[str, Tensor], side: str) -> int:
-    return 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.blocks."))
+def _number_of_blocks(tensors: Mapping[str, Tensor], side: str) -> int:
+    found = (re.match(rf"{side}\.transformer_blocks\.(\d+)\.", name) for name in tensors)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _blocks_of(model: LatentActionModel) -> tuple[int, int]:
+    return model.config.encoder_blocks, model.config.decoder_blocks

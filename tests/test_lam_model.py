@@ -8,7 +8,7 @@ from core.checkpoint import CheckpointError
 from lam.model import LamConfig, LatentActionModel
 from lam.objectives import OBJECTIVES, Transitions
 from lam.quantizers import VectorQuantizer, codebook_health
-from lam.reference import from_published
+from lam.reference import differences, from_published, to_published
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "lam_small.safetensors"
 
@@ -27,45 +27,63 @@ def golden():
         return tensors, file.metadata()
 
 
-def published_model(tensors, metadata) -> LatentActionModel:
-    weights = {f"lam.{k.removeprefix('weight.')}": v for k, v in tensors.items() if k.startswith("weight.")}
-    weights["lam.dino_encoder.blocks.0.norm1.weight"] = torch.zeros(3)
-    return from_published(weights, int(metadata["heads"]), int(metadata["patches"]))
-
-
 def test_the_published_layout_gives_the_published_encodings_codes_reconstructions_loss_and_gradients(golden):
-    tensors, metadata = golden
-    model = published_model(tensors, metadata)
-    features = tensors["input.features"]
-    views, batch = features.shape[:2]
-    encodings = model.encode(features.flatten(0, 1))
-    quantized = model.quantize(encodings)
-    codes = quantized.codes.unflatten(0, (views, batch))
-    torch.testing.assert_close(
-        encodings.unflatten(0, (views, batch)), tensors["output.encoding"][:, :, 0], atol=1e-4, rtol=0
-    )
-    assert torch.equal(quantized.indices.unflatten(0, (views, batch)), tensors["output.indices"])
-    for i in range(views):
-        for j in range(views):
-            rebuilt = model.decode(features[i, :, 0], codes[j])
-            torch.testing.assert_close(rebuilt, tensors["output.reconstruction"][i, j, :, 0], atol=1e-4, rtol=0)
-    loss = OBJECTIVES["published"](model, Transitions(features.transpose(0, 1), None))["loss"]
-    torch.testing.assert_close(loss, tensors["output.loss"][0], atol=1e-4, rtol=0)
-    loss.backward()
-    gradients = {
-        "action_latent": model.encoder.queries.grad,
-        "to_codebook.weight": model.encoder.to_code.weight.grad,
-        "vq.codebook.weight": model.quantizer.codebook.grad[0],
-        "patch_up.weight": model.decoder.patch_up.weight.grad,
-        "decoder.out.weight": model.decoder.out.weight.grad,
+    found = differences(*golden)
+    assert {name.partition(".")[2] for name in found if name.startswith("output.")} == {
+        "encoding",
+        "indices",
+        "reconstruction",
+        "loss",
     }
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, tensors[f"grad.{name}"].reshape(gradient.shape), atol=1e-4, rtol=0)
+    assert sum(name.startswith("grad.") for name in found) == 5
+    assert found["output.indices"] == 0
+    assert max(found.values()) < 1e-4
 
 
-def test_a_foreign_file_is_refused_with_the_names_it_holds():
+def test_one_changed_weight_is_a_difference(golden):
+    tensors, metadata = golden
+    changed = tensors | {"weight.to_codebook.bias": tensors["weight.to_codebook.bias"] + 0.01}
+    assert differences(changed, metadata)["output.encoding"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_released_file_with_prefix_and_frozen_encoder_comes_back_as_it_was(golden):
+    tensors, _ = golden
+    weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+    released = {f"lam.{name}": t for name, t in weights.items()} | {
+        "lam.dino_encoder.blocks.0.norm1.weight": torch.zeros(3)
+    }
+    again = to_published(from_published(released, heads=4, patches=16))
+    assert set(again) == set(weights)
+    for name, tensor in weights.items():
+        assert torch.equal(again[name], tensor)
+
+
+@pytest.mark.parametrize(("views", "encoder", "decoder", "tokens"), [(1, 1, 3, 2), (3, 2, 1, 5)])
+def test_every_size_of_a_reference_is_read_off_the_file(views, encoder, decoder, tokens):
+    torch.manual_seed(0)
+    model = small(encoder_blocks=encoder, decoder_blocks=decoder, num_tokens=tokens, beta=0.5, num_codes=7)
+    features = torch.randn(views, 2, 2, 9, 12)
+    transitions = Transitions(features.transpose(0, 1), None)
+    loss = OBJECTIVES["published"](model, transitions)["loss"]
+    loss.backward()
+    tensors = {f"weight.{name}": tensor.detach() for name, tensor in to_published(model).items()} | {
+        "input.features": features,
+        "output.loss": loss.detach(),
+        "grad.decoder.transformer_blocks.0.norm2.bias": model.decoder.blocks[0].feed_forward_norm.bias.grad,
+        "grad.encoder.transformer_blocks.0.norm3.bias": model.encoder.blocks[0].feed_forward_norm.bias.grad,
+    }
+    found = differences(tensors, {"heads": "4", "beta": "0.5"})
+    assert len(found) == 3
+    assert max(found.values()) < 1e-6
+
+
+def test_foreign_files_and_forms_without_a_place_in_the_layout_are_refused():
     with pytest.raises(CheckpointError, match="conv1"):
         from_published({"conv1.weight": torch.zeros(3)}, 4, 16)
+    with pytest.raises(CheckpointError, match="lacks \\['beta', 'heads'\\]"):
+        differences({"input.features": torch.zeros(1)}, {})
+    with pytest.raises(CheckpointError, match="network perceptron"):
+        to_published(small(network="perceptron"))
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
