@@ -29,6 +29,7 @@ bash scripts/setup.sh
 source .venv/bin/activate
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+trap 'echo "quickstart.sh: interrupted; the same command goes on where it stopped" >&2; exit 130' INT TERM
 
 # stage SCRIPT CONFIG [--key value ...]: one step of the chain; it says so and returns when it was done before.
 stage() { python "scripts/$1.py" --config "configs/$2.yaml" "${@:3}"; }
