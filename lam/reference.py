@@ -11,7 +11,8 @@ from torch import Tensor
 
 from core.checkpoint import CheckpointError, load_weights
 from lam.model import LamConfig, LatentActionModel
-from lam.objectives import OBJECTIVES, Transitions
+from lam.objectives.by_name import OBJECTIVES
+from lam.objectives.interface import Transitions
 
 QUERIES, CODEBOOK, COUNTS = "encoder.queries", "quantizer.codebook", "quantizer.counts"
 PREFIX = "lam."

@@ -1,7 +1,7 @@
 """Training of a latent action model on cached features of action-free multi-view episodes."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from core.store import Store
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
 from lam.dataset import TransitionDataset
 from lam.model import LamConfig, LatentActionModel
-from lam.objectives import OBJECTIVES, Transitions
+from lam.objectives.by_name import OBJECTIVES, VIEWS_NEEDED
+from lam.objectives.interface import Transitions
 from lam.quantizers import codebook_health
 
 WEIGHTS = "model.safetensors"
@@ -41,8 +42,8 @@ class TrainLamConfig(Config):
     """Seconds between the two frames of a transition."""
     pool: int = 1
     """Patches averaged along each side of the grid before they reach the model; 2 makes it four times cheaper."""
-    objective: Literal["self", "self_cross", "mismatched", "action_supervised", "published"] = "self_cross"
-    """What the latent action has to explain."""
+    objective: str = "self_cross"
+    """What the latent action has to explain: a name in lam/objectives/by_name.py."""
     revive_every: int = 50
     """Steps between replacements of codes that are not used; 0: never."""
     model: LamConfig = LamConfig()
@@ -52,9 +53,12 @@ class TrainLamConfig(Config):
 
     @model_validator(mode="after")
     def _objective_has_views(self) -> "TrainLamConfig":
-        if self.objective in ("self_cross", "mismatched") and self.views_per_sample < 2:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"unknown objective {self.objective!r}; the known ones are {', '.join(OBJECTIVES)}")
+        needed = VIEWS_NEEDED.get(self.objective, 1)
+        if self.views_per_sample < needed:
             raise ValueError(
-                f"objective {self.objective} needs views_per_sample of 2 or more, got {self.views_per_sample}; "
+                f"objective {self.objective} needs views_per_sample of {needed} or more, got {self.views_per_sample}; "
                 "record more cameras or use objective: self"
             )
         return self

@@ -6,7 +6,8 @@ from safetensors import safe_open
 
 from core.checkpoint import CheckpointError
 from lam.model import LamConfig, LatentActionModel
-from lam.objectives import OBJECTIVES, Transitions
+from lam.objectives.by_name import OBJECTIVES
+from lam.objectives.interface import Transitions
 from lam.quantizers import VectorQuantizer, codebook_health
 from lam.reference import differences, from_published, to_published
 
@@ -189,6 +190,43 @@ def test_the_cross_term_decodes_with_the_other_view_and_the_control_with_another
     assert terms["cross"].item() == pytest.approx(sum(cross) / 6, rel=1e-4)
     assert OBJECTIVES["mismatched"](model, batch)["cross"].item() == pytest.approx(sum(wrong) / 6, rel=1e-4)
     assert "cross" not in OBJECTIVES["self"](model, batch)
+    only = OBJECTIVES["cross"](model, batch)
+    assert only["loss"].item() == pytest.approx(sum(cross) / 6 + only["bottleneck"].item(), rel=1e-4)
+
+
+def test_consistency_is_the_distance_of_two_views_encodings_and_vanishes_for_equal_views():
+    model = small()
+    features = torch.randn(3, 2, 2, 9, 12)
+    encodings = model.encode(features.flatten(0, 1)).unflatten(0, (3, 2))
+    wanted = (encodings[:, 0] - encodings[:, 1]).square().mean().item()
+    terms = OBJECTIVES["view_consistency"](model, Transitions(features, None))
+    assert terms["distance"].item() == pytest.approx(wanted, rel=1e-4)
+    assert terms["loss"].item() == pytest.approx(
+        sum(terms[name].item() for name in ("self", "distance", "bottleneck")), rel=1e-4
+    )
+    same = features[:, :1].expand(-1, 2, -1, -1, -1)
+    assert OBJECTIVES["view_consistency"](model, Transitions(same, None))["distance"].item() < 1e-9
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_lowers_its_loss(objective):
+    torch.manual_seed(0)
+    model = small(normalise_encodings=True, codebook="per_token")
+    model.action_probe = torch.nn.Linear(4 * 8, 3)
+    features = torch.randn(8, 2, 2, 9, 12)
+    actions = torch.randn(8, 3)
+    features[:, :, 1] = features[:, :, 0] + 2 * actions.repeat(1, 4)[:, None, None]
+    with torch.no_grad():
+        model.quantizer.revive(model.encode(features.flatten(0, 1)), torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(150):
+        loss = OBJECTIVES[objective](model, Transitions(features, actions))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("network", ["transformer", "perceptron"])
