@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.checkpoint import TrainingState, load_weights, read_header, read_tensors, save_tensors
 from core.config import Config
 from core.frames import FeatureCache
-from core.run import Stage, read_manifest
+from core.run import Stage, read_manifest, say
 from core.sampling import step_generator
 from core.store import Store
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
@@ -23,6 +23,13 @@ from lam.objectives.interface import Transitions
 from lam.quantizers import codebook_health
 
 WEIGHTS = "model.safetensors"
+COLLAPSED_PERPLEXITY = 2.0
+COLLAPSED_CHECKS = 4
+COLLAPSED = (
+    "train_lam: WARNING: the codebook has collapsed, perplexity {perplexity:.2f} of {codes} codes at step {step} and "
+    "the {before} checks before; try model.normalise_encodings: true, model.codebook: per_token, a smaller "
+    "training.learning_rate, or a smaller revive_every ({every} now)"
+)
 
 
 class TrainLamConfig(Config):
@@ -129,6 +136,7 @@ class CodebookWatch:
         self, model: LatentActionModel, dataset: TransitionDataset, config: TrainLamConfig, accelerator: Accelerator
     ) -> None:
         self.model, self.dataset, self.config, self.accelerator = model, dataset, config, accelerator
+        self.low_checks = 0
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
@@ -140,6 +148,7 @@ class CodebookWatch:
         counts = self.accelerator.reduce(quantizer.counts.clone(), reduction="sum")
         quantizer.counts.copy_(counts)
         health = codebook_health(counts)
+        self._warn_of_collapse(health["perplexity"], step)
         if step + 1 <= 0.8 * self.config.training.steps:
             seed = self.config.training.seed
             encodings = sample_encodings(self.model, self.dataset, seed, step).to(self.accelerator.device)
@@ -148,6 +157,17 @@ class CodebookWatch:
         else:
             quantizer.counts.zero_()
         return health
+
+    def _warn_of_collapse(self, perplexity: float, step: int) -> None:
+        """Say so once, when hardly more than one code was used for several checks in a row."""
+        self.low_checks = self.low_checks + 1 if perplexity < COLLAPSED_PERPLEXITY else 0
+        if self.low_checks == COLLAPSED_CHECKS and self.accelerator.is_main_process:
+            facts = {
+                "codes": self.config.model.num_codes,
+                "before": COLLAPSED_CHECKS - 1,
+                "every": self.config.revive_every,
+            }
+            say(COLLAPSED.format(perplexity=perplexity, step=step + 1, **facts))
 
 
 @torch.no_grad()

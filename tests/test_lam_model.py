@@ -2,14 +2,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 
 from core.checkpoint import CheckpointError
+from lam.dataset import TransitionDataset
 from lam.model import LamConfig, LatentActionModel
 from lam.objectives.by_name import OBJECTIVES
 from lam.objectives.interface import Transitions
 from lam.quantizers import VectorQuantizer, codebook_health
 from lam.reference import differences, from_published, to_published
+from lam.train import CodebookWatch, TrainLamConfig
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "lam_small.safetensors"
 
@@ -246,3 +249,16 @@ def test_one_batch_can_be_overfitted(network):
         optimizer.step()
         losses.append(terms["cross"].item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_collapsed_codebook_is_said_once_with_what_to_try(capsys):
+    model = small(codebook="per_token")
+    config = TrainLamConfig(out="x", store="x", features="x", revive_every=10, model=model.config)
+    watch = CodebookWatch(model, object.__new__(TransitionDataset), config, Accelerator(cpu=True))
+    for check in range(1, 7):
+        model.quantizer.counts.zero_()
+        model.quantizer.counts[:, 3] = 100
+        assert watch(10 * check * 100 - 1)["perplexity"] == pytest.approx(1)
+        said = capsys.readouterr().err
+        assert ("collapsed" in said) == (check == 4)
+        assert ("normalise_encodings" in said) == (check == 4)
