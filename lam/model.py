@@ -44,7 +44,7 @@ class LamConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "LamConfig":
-        if self.width % self.heads:
+        if self.network == "transformer" and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 

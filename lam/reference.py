@@ -134,7 +134,10 @@ def differences(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> d
     model = from_published(weights, int(metadata["heads"]), features.shape[-2], float(metadata["beta"]))
     outputs = _outputs(model, features)
     outputs["loss"].backward()
-    names = {theirs: ours for ours, theirs in published_names(*_blocks_of(model)).items()}
+    names = {
+        theirs: ours
+        for ours, theirs in published_names(model.config.encoder_blocks, model.config.decoder_blocks).items()
+    }
     parameters = dict(model.named_parameters())
     found: dict[str, float] = {}
     for name, wanted in tensors.items():
@@ -181,7 +184,3 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 def _number_of_blocks(tensors: Mapping[str, Tensor], side: str) -> int:
     found = (re.match(rf"{side}\.transformer_blocks\.(\d+)\.", name) for name in tensors)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-
-def _blocks_of(model: LatentActionModel) -> tuple[int, int]:
-    return model.config.encoder_blocks, model.config.decoder_blocks

@@ -153,6 +153,12 @@ def test_the_encoding_depends_on_both_frames_and_the_first_frame_does_not_see_th
     torch.testing.assert_close(seen, blind)
 
 
+def test_heads_have_to_divide_the_width_of_a_transformer_only():
+    with pytest.raises(ValueError, match="width 30 is not a multiple of heads 4"):
+        LamConfig(width=30, heads=4)
+    assert LamConfig(network="perceptron", width=30, heads=4).width == 30
+
+
 def test_a_perceptron_sees_every_patch_of_both_frames_and_decodes_from_frame_and_action():
     model = small(network="perceptron").eval()
     features = torch.randn(1, 2, 9, 12)

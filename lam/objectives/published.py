@@ -9,10 +9,13 @@ from lam.objectives.interface import Terms, Transitions, encode
 
 def published(model: LatentActionModel, batch: Transitions) -> Terms:
     """The published loss: half the sum over all view pairs, plus half the sum over views of the quantiser's terms."""
-    codes = encode(model, batch).codes
-    views = range(codes.shape[1])
-    first, later = batch.features[:, :, 0], batch.features[:, :, 1]
-    pairs = [F.mse_loss(model.decode(first[:, i], codes[:, j]), later[:, i].float()) for i in views for j in views]
-    bottleneck = [model.quantize(model.encode(batch.features[:, i])).loss for i in views]
-    reconstruction = torch.stack(pairs).sum() / 2
-    return {"loss": reconstruction + torch.stack(bottleneck).sum() / 2, "reconstruction": reconstruction}
+    encoded = encode(model, batch)
+    views = encoded.codes.shape[1]
+    first, later = batch.features[:, :, 0], batch.features[:, :, 1].float()
+    errors = [
+        F.mse_loss(model.decode(first[:, i], encoded.codes[:, j]), later[:, i])
+        for i in range(views)
+        for j in range(views)
+    ]
+    reconstruction = torch.stack(errors).sum() / 2
+    return {"loss": reconstruction + views * encoded.bottleneck / 2, "reconstruction": reconstruction}
