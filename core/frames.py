@@ -74,7 +74,7 @@ class FeatureCache:
         self.num_patches = self.grid.rows * self.grid.cols
         self.dim: int = summary["dim"]
         self._rows = dict(zip(self.views, np.load(directory / "rows.npy"), strict=True))
-        self._features = {view: np.load(directory / f"{view}.npy", mmap_mode="r") for view in self.views}
+        self._features = {view: _mapped(directory / f"{view}.npy") for view in self.views}
 
     @classmethod
     def build(
@@ -149,6 +149,15 @@ class FeatureCache:
         if view not in self._rows:
             raise FeaturesError(f"features in {self.directory} have the views {list(self.views)}, not {view!r}")
         return self._rows[view]
+
+
+def _mapped(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise FeaturesError(
+            f"{file} is missing or cut off ({error}); move its directory away and run scripts/cache_features.py again"
+        ) from None
 
 
 def _encode_store(
@@ -277,8 +286,15 @@ def _encode_chunk(chunk: Chunk, directory: Path, store: Store, encoder: VisualEn
     device = encoder.mean_and_std.device
     images = torch.from_numpy(store.frames(chunk.episode, chunk.view, range(chunk.start, chunk.stop)))
     batches = [_pooled(encoder(batch.to(device)), encoder.grid, pool) for batch in images.split(BATCH[device.type])]
+    features = torch.cat(batches).half().cpu()
+    if not (finite := features.isfinite().flatten(1).all(1)).all():
+        frame = chunk.start + int((~finite).nonzero()[0, 0])
+        raise FeaturesError(
+            f"the features of frame {frame} of view {chunk.view} of {store.episodes[chunk.episode].episode_id} are not "
+            "finite in float16; look at that frame, or at the encoder's weights"
+        )
     file = np.lib.format.open_memmap(directory / f"{chunk.view}.npy", "r+")
-    file[chunk.row : chunk.row + len(images)] = torch.cat(batches).half().cpu().numpy()
+    file[chunk.row : chunk.row + len(images)] = features.numpy()
     file.flush()
 
 

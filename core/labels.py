@@ -9,6 +9,8 @@ from jaxtyping import Int
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+COLUMNS = ("episodes", "frames", "views", "codes")
+
 
 class LabelsError(ValueError):
     """Labels that do not belong to the model or the episodes they are used with."""
@@ -20,8 +22,10 @@ class LabelsInfo:
 
     lam_fingerprint: str
     store_fingerprint: str
-    view: str
-    """Camera whose frames were encoded."""
+    views: tuple[str, ...]
+    """Cameras whose frames were encoded, the policy's first."""
+    is_vote: bool
+    """Whether the cameras of a transition were given one label, by majority."""
     gap_s: float
     """Seconds from the first to the second frame of a transition."""
     num_codes: int
@@ -32,11 +36,13 @@ class LabelsInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLabels:
-    """Code indices of the transitions that start at `(episode, frame)`."""
+    """Code indices of the transitions that start at `(episode, frame)`, one row for each camera that saw it."""
 
     info: LabelsInfo
     episodes: Int[np.ndarray, " transitions"]
     frames: Int[np.ndarray, " transitions"]
+    views: Int[np.ndarray, " transitions"]
+    """Position in `info.views`."""
     codes: Int[np.ndarray, "transitions tokens"]
 
     def __post_init__(self) -> None:
@@ -55,10 +61,13 @@ class LatentLabels:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         path = Path(path)
-        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in ("episodes", "frames", "codes")}
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in COLUMNS}
         temporary = path.with_name(f".{path.name}")
-        save_file(tensors, temporary, metadata={"info": json.dumps(asdict(self.info))})
-        temporary.replace(path)
+        try:
+            save_file(tensors, temporary, metadata={"info": json.dumps(asdict(self.info))})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "LatentLabels":
@@ -73,8 +82,9 @@ class LatentLabels:
             metadata = file.metadata() or {}
             if "info" not in metadata:
                 raise LabelsError(f"{path} is not a file of latent labels")
-            tensors = {name: file.get_tensor(name) for name in ("episodes", "frames", "codes")}
-        return cls(info=LabelsInfo(**json.loads(metadata["info"])), **tensors)
+            tensors = {name: file.get_tensor(name) for name in COLUMNS}
+        info = json.loads(metadata["info"])
+        return cls(info=LabelsInfo(**info | {"views": tuple(info["views"])}), **tensors)
 
     def require(self, *, store_fingerprint: str, lam_fingerprint: str | None = None) -> None:
         """Refuse use with other episodes or, where one is named, another latent action model.

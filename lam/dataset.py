@@ -1,6 +1,8 @@
-"""Transitions of a store as batches of cached features: several views of the same two instants."""
+"""Transitions of a store as batches of features: the same two instants, seen by each of several cameras."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,16 +11,50 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from core.episode import frames_in
-from core.frames import FeatureCache
+from core.live_features import LiveFeatures
 from core.store import Store
+from core.vision import Grid
+from lam.view_pairs import view_pairs
 
 
 class TransitionsError(ValueError):
     """Episodes that no transition can be made of."""
 
 
+@runtime_checkable
+class FeatureSource(Protocol):
+    """Features of any frame of a store: from a cache, or from the encoder at once."""
+
+    grid: Grid
+    dim: int
+
+    def features(
+        self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n patches dim"]:
+        """Features, float16, of the frames `(episodes[i], frames[i])`."""
+
+
+class DataOptions(NamedTuple):
+    """What a sample is, for whoever trains; the defaults suit one who only looks."""
+
+    fewest_views: int = 1
+    """Episodes with fewer of the chosen cameras are left out."""
+    pairs: int = 2
+    """Own pairs, and cross pairs, of a transition; 0: all."""
+    pool: int = 1
+    """Patches averaged along each side of the grid."""
+    augmentation: str = "none"
+    """none, per_view, shared: whether the cameras of a transition are augmented alike."""
+    labelled_fraction: float = 0.0
+    """Share of the episodes whose actions are given."""
+    with_proprioception: bool = False
+    """Whether the robot's own state is given."""
+    first_camera: int = 0
+    """Number of the first of this dataset's cameras among those of the training data."""
+
+
 class TransitionDataset:
-    """All transitions of `gap_s` seconds in a split, as seen by `views_per_sample` views drawn for each sample.
+    """All transitions of a split whose gap lies in `gap_s` seconds; a range of gaps is drawn from for each sample.
 
     The later frame always lies in the episode: no transition is clamped at an episode's end.
     """
@@ -26,87 +62,223 @@ class TransitionDataset:
     def __init__(
         self,
         store: Store,
-        cache: FeatureCache,
+        source: FeatureSource,
         *,
-        gap_s: float,
+        gap_s: float | tuple[float, float],
         split: str,
         views: Sequence[str],
-        views_per_sample: int,
-        pool: int = 1,
-        with_actions: bool = False,
+        options: DataOptions = DataOptions(),
     ) -> None:
-        if cache.grid.rows % pool or cache.grid.cols % pool:
-            raise TransitionsError(
-                f"a grid of {cache.grid.rows} x {cache.grid.cols} patches cannot be pooled by {pool}"
-            )
-        self.cache, self.views, self.views_per_sample, self.pool = cache, list(views), views_per_sample, pool
-        self.num_patches = cache.num_patches // pool**2
-        self.gap = frames_in(gap_s, store.info.control_hz)
-        records = [r for r in store.select(split=split) if len(set(r.views) & set(views)) >= views_per_sample]
+        self.store, self.source, self.views, self.options = store, source, tuple(views), options
+        self.num_patches = pooled_patches(source.grid, options.pool)
+        self.gaps = gaps_in_frames(gap_s, store.info.control_hz)
+        records = store.select(split=split)
+        if unknown := set(self.views) - set(store.info.views):
+            raise TransitionsError(f"{store.path} has no views {sorted(unknown)}; it has {list(store.info.views)}")
+        records = [r for r in records if len(set(r.views) & set(self.views)) >= max(1, options.fewest_views)]
         if not records:
             raise TransitionsError(
-                f"no {split} episode of {store.path} has {views_per_sample} of the views {self.views}; the store has "
-                f"{list(store.info.views)}. Record more cameras or lower views_per_sample"
+                f"no {split} episode of {store.path} has {options.fewest_views} of the views {list(self.views)}. "
+                "Record more cameras, or lower fewest_views (1 suits objective: self)"
             )
-        starts = [(r.index, frame) for r in records for frame in range(r.length - self.gap)]
-        if not starts:
-            raise TransitionsError(f"no episode is longer than the gap of {gap_s} s ({self.gap} frames); lower gap_s")
-        self.episodes, self.frames = (np.array(column) for column in zip(*starts, strict=True))
-        self.available = {r.index: [v for v, name in enumerate(self.views) if name in r.views] for r in records}
-        self.actions = self._displacements(store, records) if with_actions else None
+        records = [record for record in records if record.length > self.gaps[0]]
+        if not records:
+            raise TransitionsError(
+                f"no {split} episode of {store.path} is longer than the gap of {gap_s} s ({self.gaps[0]} frames); "
+                "lower gap_s"
+            )
+        self._numbers = np.array([record.index for record in records])
+        self._lengths = np.array([record.length for record in records])
+        self._ends = np.cumsum(self._lengths - self.gaps[0])
+        self._available = [np.array([v for v, n in enumerate(self.views) if n in r.views]) for r in records]
+        self.most_views = max(map(len, self._available))
+        self._episode_actions = lru_cache(maxsize=4096)(lambda e: store.actions(e, for_audit=True))
+        self._episode_senses = lru_cache(maxsize=4096)(store.proprioception)
+        if options.labelled_fraction:
+            draws = np.random.default_rng(0).random(len(store.episodes))
+            self._is_labelled = draws < options.labelled_fraction
+            self._action_scale = self._scale(self._raw_actions)
+        if options.with_proprioception:
+            self._sense_scale = self._scale(self._raw_senses)
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return int(self._ends[-1])
+
+    def locate(self, indices: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Episode and first frame of each sample."""
+        rows = self._row(indices)
+        return self._numbers[rows], indices - (self._ends - self._lengths + self.gaps[0])[rows]
+
+    def available(self, index: int) -> Int[np.ndarray, " views"]:
+        """Which of `views` (positions) saw a sample."""
+        return self._available[int(self._row(np.array([index]))[0])]
+
+    def _row(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return np.searchsorted(self._ends, indices, side="right")
 
     def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
-        """`features` (batch, views, 2, patches, dim) and, where asked for, `actions` (batch, dims)."""
-        chosen = np.array(
-            [
-                generator.choice(self.available[e], size=self.views_per_sample, replace=False)
-                for e in self.episodes[indices]
-            ]
-        )
-        batch = {"features": torch.from_numpy(self.features(indices, chosen))}
-        if self.actions is not None:
-            batch["actions"] = torch.from_numpy(self.actions[indices])
-        return batch
+        """The fields of `lam.objectives.interface.Transitions`; features are float16."""
+        episodes, frames = self.locate(indices)
+        gaps = self._draw_gaps(indices, frames, generator)
+        chosen, sample, own, cross = self._draw_views(indices, generator)
+        seeds = None
+        if self.options.augmentation != "none":
+            is_shared = self.options.augmentation == "shared"
+            seeds = generator.integers(2**62, size=len(indices))[sample] if is_shared else None
+            seeds = generator.integers(2**62, size=len(sample)) if seeds is None else seeds
+        features = self.features(episodes[sample], frames[sample], gaps[sample], chosen, seeds)
+        batch = {
+            "features": features,
+            "sample": sample,
+            "camera": self.options.first_camera + chosen,
+            "own": own,
+            "cross": cross,
+        }
+        if self.options.labelled_fraction:
+            batch["actions"] = self._standardised(self._raw_actions(episodes, frames, gaps), self._action_scale)
+        if self.options.with_proprioception:
+            batch["proprioception"] = self._standardised(self._raw_senses(episodes, frames, gaps), self._sense_scale)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _draw_gaps(
+        self, indices: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"], generator: np.random.Generator
+    ) -> Int[np.ndarray, " n"]:
+        """Each gap of the range that ends within the episode is as likely as the others."""
+        longest = np.minimum(self.gaps[1], self._lengths[self._row(indices)] - 1 - frames)
+        return generator.integers(self.gaps[0], longest, endpoint=True)
+
+    def _draw_views(
+        self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator
+    ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"], Int[np.ndarray, " own"], Int[np.ndarray, "cross 2"]]:
+        """Camera and sample of each row, rows that explain themselves, rows (target, source) across cameras."""
+        chosen, sample, own, cross = [], [], [], []
+        for number, row in enumerate(self._row(indices)):
+            cameras = self._available[row]
+            pairs = view_pairs(len(cameras), self.options.pairs)
+            first = len(sample)
+            chosen.extend(generator.permutation(cameras)[: pairs.slots])
+            sample.extend([number] * pairs.slots)
+            own.extend(first + slot for slot in pairs.own)
+            cross.extend((first + target, first + source) for target, source in pairs.cross)
+        return np.array(chosen), np.array(sample), np.array(own), np.array(cross, dtype=np.int64).reshape(-1, 2)
 
     def features(
-        self, indices: Int[np.ndarray, " batch"], chosen: Int[np.ndarray, "batch views"]
-    ) -> Float[np.ndarray, "batch views 2 patches dim"]:
-        """Features of both frames as seen by the `chosen` views (positions in `self.views`)."""
-        out: np.ndarray | None = None
-        for view in np.unique(chosen):
-            rows, slots = np.nonzero(chosen == view)
-            episodes, frames = self.episodes[indices[rows]], self.frames[indices[rows]]
-            for instant, at in enumerate((frames, frames + self.gap)):
-                values = self._pooled(self.cache.features(self.views[view], episodes, at))
-                if out is None:
-                    out = np.empty((*chosen.shape, 2, *values.shape[1:]), np.float16)
-                out[rows, slots, instant] = values
-        assert out is not None
+        self,
+        episodes: Int[np.ndarray, " rows"],
+        frames: Int[np.ndarray, " rows"],
+        gaps: Int[np.ndarray, " rows"],
+        views: Int[np.ndarray, " rows"],
+        seeds: Int[np.ndarray, " rows"] | None = None,
+    ) -> Float[np.ndarray, "rows 2 patches dim"]:
+        """Features of both frames of each row, float16, as seen by its view (position in `views`)."""
+        out = np.empty((len(episodes), 2, self.num_patches, self.source.dim), np.float16)
+        for view in np.unique(views):
+            rows = np.flatnonzero(views == view)
+            for instant, at in enumerate((frames, frames + gaps)):
+                where = (self.views[view], episodes[rows], at[rows])
+                if seeds is None:
+                    values = self.source.features(*where)
+                else:
+                    assert isinstance(self.source, LiveFeatures), "open_source refuses to augment cached features"
+                    values = self.source.augmented(*where, seeds[rows])
+                out[rows, instant] = pooled(values, self.source.grid, self.options.pool)
         return out
-
-    def _pooled(self, values: Float[np.ndarray, "n patches dim"]) -> Float[np.ndarray, "n pooled dim"]:
-        if self.pool == 1:
-            return values
-        return reduce(
-            values.astype(np.float32),
-            "n (rows a columns b) dim -> n (rows columns) dim",
-            "mean",
-            a=self.pool,
-            b=self.pool,
-            columns=self.cache.grid.cols // self.pool,
-        )
 
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """`episode:frame` of each sample."""
-        return [f"{e}:{f}" for e, f in zip(self.episodes[indices], self.frames[indices], strict=True)]
+        return [f"{self.store.episodes[e].episode_id}:{f}" for e, f in zip(*self.locate(indices), strict=True)]
 
-    def _displacements(self, store: Store, records: Sequence) -> Float[np.ndarray, "transitions dims"]:
-        """Actions over each transition, standardised: only the labelled ceiling may see them."""
-        summed = transition_actions(store, self.episodes, self.frames, self.gap)
-        return ((summed - summed.mean(0)) / np.maximum(summed.std(0), 1e-3)).astype(np.float32)
+    def _raw_actions(
+        self, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"], gaps: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n dims"]:
+        """Actions over each transition, NaN in episodes that count as unlabelled."""
+        space = self.store.info.action_space
+        if space is None:
+            raise TransitionsError(f"{self.store.path} has no actions, which objective action_supervised needs")
+        out = np.full((len(episodes), space.dims), np.nan, np.float32)
+        for row, (episode, frame, gap) in enumerate(zip(episodes, frames, gaps, strict=True)):
+            if self._is_labelled[episode]:
+                out[row] = space.over_steps(self._episode_actions(int(episode))[frame : frame + gap], int(gap))[0]
+        return out
+
+    def _raw_senses(
+        self, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"], gaps: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n 2 senses"]:
+        """Proprioception at both frames, NaN where it was not recorded."""
+        dims = self.store.info.proprioception_dims
+        if not dims:
+            raise TransitionsError(
+                f"{self.store.path} has no proprioception, which objective proprioceptive_forward needs"
+            )
+        out = np.full((len(episodes), 2, dims), np.nan, np.float32)
+        for row, (episode, frame, gap) in enumerate(zip(episodes, frames, gaps, strict=True)):
+            values = self._episode_senses(int(episode))
+            if values is not None:
+                out[row] = values[[frame, frame + gap]]
+        return out
+
+    def _scale(self, raw: "RawNumbers") -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of numbers, over at most 20,000 transitions."""
+        generator = np.random.default_rng(0)
+        indices = generator.permutation(len(self))[:20_000] if len(self) > 20_000 else np.arange(len(self))
+        episodes, frames = self.locate(indices)
+        values = raw(episodes, frames, self._draw_gaps(indices, frames, generator))
+        values = values.reshape(-1, values.shape[-1])
+        known = values[np.isfinite(values).all(1)]
+        if not len(known):
+            raise TransitionsError(f"no episode of {self.store.path} is labelled; raise labelled_fraction")
+        return known.mean(0), np.maximum(known.std(0), 1e-3)
+
+    @staticmethod
+    def _standardised(values: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return ((values - scale[0]) / scale[1]).astype(np.float32)
+
+
+@runtime_checkable
+class RawNumbers(Protocol):
+    """Numbers of transitions: `(episodes, frames, gaps)` to `(n, ..., dims)`."""
+
+    def __call__(self, episodes: np.ndarray, frames: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+        """NaN where they are not known."""
+
+
+def gaps_in_frames(gap_s: float | tuple[float, float], control_hz: float) -> tuple[int, int]:
+    """Shortest and longest gap in frames: the whole numbers of frames in a range of seconds.
+
+    Raises:
+        TransitionsError: none lies in the range.
+        ValueError: a single gap is not a whole number of frames.
+    """
+    if not isinstance(gap_s, tuple):
+        return (frames_in(gap_s, control_hz),) * 2
+    shortest = max(1, int(np.ceil(gap_s[0] * control_hz - 0.05)))
+    longest = int(np.floor(gap_s[1] * control_hz + 0.05))
+    if shortest > longest:
+        raise TransitionsError(
+            f"no whole number of frames at {control_hz} Hz lies in gap_s {list(gap_s)}; "
+            f"a frame lasts {1 / control_hz:.3f} s"
+        )
+    return shortest, longest
+
+
+def pooled_patches(grid: Grid, pool: int) -> int:
+    """Patches that are left of a grid.
+
+    Raises:
+        TransitionsError: `pool` does not divide both sides.
+    """
+    if grid.rows % pool or grid.cols % pool:
+        raise TransitionsError(f"a grid of {grid.rows} x {grid.cols} patches cannot be pooled by {pool}")
+    return grid.rows * grid.cols // pool**2
+
+
+def pooled(values: Float[np.ndarray, "n patches dim"], grid: Grid, pool: int) -> Float[np.ndarray, "n pooled dim"]:
+    """Means over squares of `pool` patches a side."""
+    if pool == 1:
+        return values
+    sides = {"rows": grid.rows // pool, "columns": grid.cols // pool, "a": pool, "b": pool}
+    pattern = "n (rows a columns b) dim -> n (rows columns) dim"
+    return reduce(values.astype(np.float32), pattern, "mean", **sides)
 
 
 def transition_actions(

@@ -1,23 +1,29 @@
-"""Latent labels for a store: every transition of one view through a trained latent action model, once."""
+"""Latent labels for a store: its transitions through a trained model, once, in shards that survive a kill."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from jaxtyping import Float, Int
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from core.config import Config
-from core.device import default_device
-from core.frames import FeatureCache
-from core.labels import LabelsError, LabelsInfo, LatentLabels
+from core.device import bf16_is_fast, choose_attention_kernel, default_device
+from core.labels import COLUMNS, LabelsError, LabelsInfo, LatentLabels
 from core.run import Stage
 from core.store import Store
-from lam.dataset import TransitionDataset
+from lam.checkpoint import LamFacts, load_lam
+from lam.dataset import DataOptions, FeatureSource, TransitionDataset
 from lam.model import LatentActionModel
-from lam.train import load_lam
+from lam.sources import open_features
 
 LABELS = "labels.safetensors"
+SHARD_TRANSITIONS = 2048
 
 
 class LabelConfig(Config):
@@ -29,67 +35,169 @@ class LabelConfig(Config):
     """Run directory of the latent action model."""
     store: str
     """Directory of episodes."""
-    features: str
-    """Directory of the store's feature cache, made with the encoder that the latent action model was trained on."""
-    view: str = "front"
-    """Camera whose transitions are labelled."""
-    batch_size: int = 64
+    features: str = ""
+    """Directory of the store's feature cache, made with the model's encoder; empty: that encoder runs now."""
+    views: tuple[str, ...] = ()
+    """Cameras whose transitions are labelled, the policy's first; empty: all of the store."""
+    vote: bool = False
+    """All cameras of a transition get one label: token by token the most frequent, the earlier camera's in a tie."""
+    gap_s: float | None = None
+    """Seconds between the two frames; needed where the model was trained on a range of gaps."""
+    batch_size: int = 256
     """Transitions encoded together."""
 
 
+class Shard(NamedTuple):
+    """Transitions that are labelled and saved together; the same whatever the number of processes."""
+
+    number: int
+    dataset: TransitionDataset
+    start: int
+    stop: int
+
+    def file(self, directory: Path) -> Path:
+        """Where its labels are kept until all are there."""
+        return directory / f"shard-{self.number:06d}.safetensors"
+
+
 def label(config: LabelConfig) -> None:
-    """Run the stage: write labels.safetensors with the fingerprints of model and episodes."""
+    """Run the stage: write labels.safetensors with the fingerprints of model and episodes.
+
+    Several processes (torchrun, accelerate launch) share the shards; a killed run goes on with those that are missing.
+    """
     model, facts = load_lam(config.lam)
     store = Store.open(config.store)
-    if config.view not in store.info.views:
-        raise LabelsError(f"{config.store} has no view {config.view!r}; its views are {list(store.info.views)}")
-    cache = FeatureCache.open(
-        config.features,
-        store_fingerprint=store.fingerprint,
-        encoder_fingerprint=facts["encoder_fingerprint"],
-    )
-    inputs = {"lam": facts["fingerprint"], "store": store.fingerprint, "features": cache.fingerprint}
-    stage = Stage.open(config.out, "label_latents", config, inputs)
+    views = config.views or tuple(store.info.views)
+    if unknown := set(views) - set(store.info.views):
+        raise LabelsError(f"{config.store} has no views {sorted(unknown)}; its views are {list(store.info.views)}")
+    source = open_features(store, config.features, facts.encoder)
+    if source.encoder_fingerprint != facts.encoder_fingerprint:
+        raise LabelsError(
+            f"features in {config.features or 'memory'} come from encoder {source.encoder_fingerprint}, the latent "
+            f"action model from {facts.encoder_fingerprint}; cache them again with the model's encoder: {facts.encoder}"
+        )
+    processes = start_processes()
+    inputs = {"lam": facts.fingerprint, "store": store.fingerprint, "features": source.fingerprint}
+    stage = Stage.open(config.out, "label_latents", config, inputs) if processes.is_main_process else None
+    processes.wait_for_everyone()
+    stage = stage or Stage.open(config.out, "label_latents", config, inputs, is_main=False)
+    processes.wait_for_everyone()
     if stage.is_done:
         return
-    labels = label_store(model, store, cache, config, facts)
-    labels.save(Path(config.out) / LABELS)
-    used = [len(np.unique(column)) for column in labels.codes.T]
-    stage.finish({"transitions": len(labels.codes), "codes_used_by_token": used})
+    shards = list(shards_of(store, source, views, facts, config))
+    label_shards(model, shards, stage.path, config, processes)
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        labels = gathered(shards, stage.path, labels_info(model, facts, store, views, config))
+        labels.save(stage.path / LABELS)
+        for shard in shards:
+            shard.file(stage.path).unlink()
+        used = [len(np.unique(column)) for column in labels.codes.T]
+        stage.finish({"labels": len(labels.codes), "codes_used_by_token": used})
+    processes.wait_for_everyone()
+
+
+def start_processes() -> PartialState:
+    """The processes that a launcher started, this one alone without a launcher."""
+    on_cpu = default_device().type == "cpu"
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=on_cpu, **({"backend": "gloo"} if on_cpu and is_launched else {}))
+
+
+def shards_of(
+    store: Store, source: FeatureSource, views: tuple[str, ...], facts: LamFacts, config: LabelConfig
+) -> Iterator[Shard]:
+    """All transitions of all splits."""
+    number = 0
+    gap_s, options = facts.one_gap_s(config.gap_s), DataOptions(pool=facts.pool)
+    seen = [record for record in store.episodes if set(record.views) & set(views)]
+    for split in sorted({record.split for record in seen}):
+        dataset = TransitionDataset(store, source, gap_s=gap_s, split=split, views=views, options=options)
+        for start in range(0, len(dataset), SHARD_TRANSITIONS):
+            yield Shard(number, dataset, start, min(start + SHARD_TRANSITIONS, len(dataset)))
+            number += 1
+
+
+def label_shards(
+    model: LatentActionModel, shards: list[Shard], directory: Path, config: LabelConfig, processes: PartialState
+) -> None:
+    """Label this process's part of the shards that are not on disk yet."""
+    model = model.to(processes.device)
+    choose_attention_kernel(processes.device)
+    missing = [shard for shard in shards if not shard.file(directory).exists()]
+    mine = missing[processes.process_index :: processes.num_processes]
+    transitions = sum(shard.stop - shard.start for shard in mine)
+    processes.wait_for_everyone()
+    with tqdm(
+        total=transitions, desc="label", unit="transition", disable=not processes.is_main_process, mininterval=1.0
+    ) as bar:
+        for shard in mine:
+            columns = label_shard(model, shard, config)
+            temporary = shard.file(directory).with_suffix(".part")
+            try:
+                save_file({name: np.ascontiguousarray(values) for name, values in columns.items()}, temporary)
+                temporary.replace(shard.file(directory))
+            finally:
+                temporary.unlink(missing_ok=True)
+            bar.update(shard.stop - shard.start)
+
+
+def label_shard(model: LatentActionModel, shard: Shard, config: LabelConfig) -> dict[str, Int[np.ndarray, "n ..."]]:
+    """The columns of `LatentLabels` for the transitions of a shard, each as often as cameras saw it."""
+    dataset = shard.dataset
+    available = [dataset.available(index) for index in range(shard.start, shard.stop)]
+    counts = np.array([len(cameras) for cameras in available])
+    views = np.concatenate(available)
+    episodes, frames = dataset.locate(np.repeat(np.arange(shard.start, shard.stop), counts))
+    gaps = np.full(len(views), dataset.gaps[0])
+    parts = []
+    for start in range(0, len(views), config.batch_size):
+        rows = slice(start, start + config.batch_size)
+        parts.append(codes_of(model, dataset.features(episodes[rows], frames[rows], gaps[rows], views[rows])))
+    codes = np.concatenate(parts)
+    if config.vote:
+        codes = majority(codes, np.repeat(np.arange(len(counts)), counts), model.config.num_codes)
+    columns = {"episodes": episodes, "frames": frames, "views": views, "codes": codes}
+    return {name: values.astype(np.int32) for name, values in columns.items()}
 
 
 @torch.inference_mode()
-def label_store(
-    model: LatentActionModel, store: Store, cache: FeatureCache, config: LabelConfig, facts: dict[str, Any]
-) -> LatentLabels:
-    """Labels of all transitions, train and held-out."""
-    device = default_device()
-    model = model.to(device)
-    episodes, frames, codes = [], [], []
-    for split in sorted({r.split for r in store.episodes}):
-        dataset = TransitionDataset(
-            store,
-            cache,
-            gap_s=facts["gap_s"],
-            split=split,
-            views=[config.view],
-            views_per_sample=1,
-            pool=facts["pool"],
-        )
-        chunks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // config.batch_size))
-        for chunk in tqdm(chunks, desc=f"label {split}", unit="batch"):
-            features = torch.from_numpy(dataset.features(chunk, np.zeros((len(chunk), 1), int)))[:, 0]
-            codes.append(model.label(features.float().to(device)).cpu().numpy())
-        episodes.append(dataset.episodes)
-        frames.append(dataset.frames)
-    info = LabelsInfo(
-        lam_fingerprint=facts["fingerprint"],
+def codes_of(model: LatentActionModel, features: Float[np.ndarray, "n 2 patches dim"]) -> Int[np.ndarray, "n tokens"]:
+    """Code indices of transitions, in the precision that is fast where the model is."""
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)):
+        return model.label(torch.from_numpy(features).to(device).float()).cpu().numpy()
+
+
+def majority(
+    codes: Int[np.ndarray, "n tokens"], transition: Int[np.ndarray, " n"], num_codes: int
+) -> Int[np.ndarray, "n tokens"]:
+    """Each row's codes replaced by those that most rows of its transition have; the earliest row's in a tie."""
+    transitions, tokens = int(transition[-1]) + 1, np.arange(codes.shape[1])
+    votes = np.zeros((transitions, codes.shape[1], num_codes))
+    earliest = np.arange(len(codes))[:, None] / (len(codes) + 1)
+    np.add.at(votes, (transition[:, None], tokens, codes), 1.0)
+    first = np.full(votes.shape, 1.0)
+    np.minimum.at(first, (transition[:, None], tokens, codes), np.broadcast_to(earliest, codes.shape))
+    return (votes - first).argmax(-1)[transition]
+
+
+def labels_info(
+    model: LatentActionModel, facts: LamFacts, store: Store, views: tuple[str, ...], config: LabelConfig
+) -> LabelsInfo:
+    """What the labels come from and mean."""
+    return LabelsInfo(
+        lam_fingerprint=facts.fingerprint,
         store_fingerprint=store.fingerprint,
-        view=config.view,
-        gap_s=facts["gap_s"],
+        views=views,
+        is_vote=config.vote,
+        gap_s=facts.one_gap_s(config.gap_s),
         num_codes=model.config.num_codes,
         num_tokens=model.config.num_tokens,
     )
-    return LatentLabels(
-        info=info, episodes=np.concatenate(episodes), frames=np.concatenate(frames), codes=np.concatenate(codes)
-    )
+
+
+def gathered(shards: list[Shard], directory: Path, info: LabelsInfo) -> LatentLabels:
+    """The labels of all shards, in order."""
+    parts = [load_file(shard.file(directory)) for shard in shards]
+    return LatentLabels(info=info, **{name: np.concatenate([part[name] for part in parts]) for name in COLUMNS})

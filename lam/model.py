@@ -1,56 +1,20 @@
 """The multi-view latent action model: encode a transition of one view, explain the future of any view."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from core.config import Config
+from lam.bottlenecks.by_name import BOTTLENECKS
+from lam.bottlenecks.interface import NoCodesError, Quantized
+from lam.bottlenecks.nested_dropout import drop_later_tokens
+from lam.config import LamConfig
 from lam.decoder import FeatureDecoder
 from lam.encoder import LatentActionEncoder
 from lam.perceptron import PerceptronDecoder, PerceptronEncoder
-from lam.quantizers import Quantized, VectorQuantizer
-
-
-class LamConfig(Config):
-    """Size and form of a latent action model; the defaults are the paper's."""
-
-    network: Literal["transformer", "perceptron"] = "transformer"
-    """Form of encoder and decoder: the paper's, or one that learns in minutes from fixed numbers of patches."""
-    width: int = 768
-    """Channels of encoder and decoder; of the hidden layers in a perceptron."""
-    heads: int = 12
-    """Attention heads of a transformer."""
-    encoder_blocks: int = 12
-    """Spatio-temporal blocks of a transformer."""
-    decoder_blocks: int = 12
-    """Spatial blocks of a transformer."""
-    num_tokens: int = 4
-    """Action tokens a transition."""
-    num_codes: int = 16
-    """Codes of a codebook."""
-    code_dim: int = 128
-    """Channels of a code."""
-    beta: float = 0.25
-    """Weight of the commitment term."""
-    codebook: Literal["shared", "per_token"] = "shared"
-    """One codebook for all tokens (the paper's), or one a token."""
-    normalise_encodings: bool = False
-    """LayerNorm without gain before the quantiser, which keeps distances in proportion to the codebook."""
-    predict_change: bool = False
-    """The decoder predicts the change from the first frame's features, not the later features themselves."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "LamConfig":
-        if self.network == "transformer" and self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
 
 class LatentActionModel(nn.Module):
-    """Encoder, quantiser and decoder over features of `patches` x `feature_dim`."""
+    """Encoder, bottleneck and decoder over features of `patches` x `feature_dim`."""
 
     def __init__(self, config: LamConfig, feature_dim: int, patches: int) -> None:
         super().__init__()
@@ -68,15 +32,23 @@ class LatentActionModel(nn.Module):
         self.encoding_norm = (
             nn.LayerNorm(dim, elementwise_affine=False) if config.normalise_encodings else nn.Identity()
         )
-        self.quantizer = VectorQuantizer(config.num_codes, dim, tokens, config.beta, config.codebook == "shared")
+        self.bottleneck = BOTTLENECKS[config.bottleneck](config)
+
+    def checkpoint_gradients(self, is_on: bool) -> None:
+        """Whether activations of transformer blocks are computed again for the backward pass, to save memory."""
+        for part in (self.encoder, self.decoder):
+            part.checkpoint_gradients = is_on
 
     def encode(self, features: Float[Tensor, "batch 2 patches dim"]) -> Float[Tensor, "batch tokens code_dim"]:
         """Continuous encoding of the transition between two frames of one view."""
         return self.encoding_norm(self.encoder(features).float())
 
     def quantize(self, encodings: Float[Tensor, "batch tokens code_dim"]) -> Quantized:
-        """The encodings through the bottleneck."""
-        return self.quantizer(encodings)
+        """The encodings through the bottleneck; with nested dropout, in training, only the first tokens of each."""
+        quantized = self.bottleneck(encodings)
+        if self.config.nested_dropout and self.training:
+            return quantized._replace(codes=drop_later_tokens(quantized.codes))
+        return quantized
 
     def decode(
         self, features: Float[Tensor, "batch patches dim"], action: Float[Tensor, "batch tokens code_dim"]
@@ -87,5 +59,15 @@ class LatentActionModel(nn.Module):
 
     @torch.no_grad()
     def label(self, features: Float[Tensor, "batch 2 patches dim"]) -> Int[Tensor, "batch tokens"]:
-        """Code indices of transitions."""
-        return self.quantizer.nearest(self.encode(features))
+        """Code indices of transitions; call in evaluation mode.
+
+        Raises:
+            NoCodesError: the bottleneck is continuous.
+        """
+        indices = self.bottleneck(self.encode(features)).indices
+        if indices is None:
+            raise NoCodesError(
+                f"a latent action model with bottleneck {self.config.bottleneck} has no code indices; "
+                "train one with vq, vq_ema or fsq to label or audit codes"
+            )
+        return indices

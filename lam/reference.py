@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.checkpoint import CheckpointError, load_weights
-from lam.model import LamConfig, LatentActionModel
-from lam.objectives.by_name import OBJECTIVES
-from lam.objectives.interface import Transitions
+from lam.config import LamConfig
+from lam.model import LatentActionModel
+from lam.objectives.interface import DataFacts, Transitions
+from lam.objectives.published import Published
 
-QUERIES, CODEBOOK, COUNTS = "encoder.queries", "quantizer.codebook", "quantizer.counts"
+QUERIES, CODEBOOK, COUNTS = "encoder.queries", "bottleneck.codebook", "bottleneck.counts"
 PREFIX = "lam."
 """What Lightning puts before every name."""
 FROZEN_ENCODER = "dino_encoder."
@@ -67,7 +68,7 @@ def from_published(
     own[CODEBOOK] = own[CODEBOOK][None]
     num_tokens, feature_dim = own[QUERIES].shape
     _, num_codes, code_dim = own[CODEBOOK].shape
-    own[COUNTS] = torch.zeros(num_tokens, num_codes)
+    own[COUNTS] = torch.zeros(num_tokens, num_codes, dtype=torch.long)
     config = LamConfig(
         width=own["decoder.patch_up.weight"].shape[0],
         heads=heads,
@@ -90,10 +91,10 @@ def to_published(model: LatentActionModel) -> dict[str, Tensor]:
         CheckpointError: the published layout has no place for a model of this form.
     """
     config = model.config
-    if config.network != "transformer" or config.codebook != "shared":
+    if (config.network, config.bottleneck, config.codebook) != ("transformer", "vq", "shared"):
         raise CheckpointError(
-            f"a model with network {config.network} and codebook {config.codebook} cannot be written in the published "
-            "layout, which has a transformer and one shared codebook"
+            f"a model with network {config.network}, bottleneck {config.bottleneck} and codebook {config.codebook} "
+            "cannot be written in the published layout, which has a transformer and vq with one shared codebook"
         )
     names = published_names(config.encoder_blocks, config.decoder_blocks)
     tensors = {_renamed(name, names): tensor for name, tensor in model.state_dict().items() if name != COUNTS}
@@ -162,13 +163,27 @@ def _outputs(model: LatentActionModel, features: Float[Tensor, "views batch 2 pa
     quantized = model.quantize(encodings)
     codes = quantized.codes.unflatten(0, (views, batch))
     grid = [[model.decode(features[i, :, 0], codes[j]) for j in range(views)] for i in range(views)]
-    by_batch = Transitions(rearrange(features, "views batch ... -> batch views ..."), None)
+    objective = Published(model, DataFacts(cameras=views, action_dims=0, senses=0))
     return {
         "encoding": encodings.unflatten(0, (views, batch)),
         "indices": quantized.indices.unflatten(0, (views, batch)),
         "reconstruction": torch.stack([torch.stack(row) for row in grid]),
-        "loss": OBJECTIVES["published"](model, by_batch)["loss"],
+        "loss": objective.terms(all_pairs(features))["loss"],
     }
+
+
+def all_pairs(features: Float[Tensor, "views batch 2 patches dim"]) -> Transitions:
+    """Transitions that every one of `views` cameras saw, with all pairs of cameras."""
+    views, batch = features.shape[:2]
+    row = torch.arange(views * batch).view(views, batch)
+    cross = [torch.stack([row[i], row[j]], dim=1) for i in range(views) for j in range(views) if i != j]
+    return Transitions(
+        features=features.flatten(0, 1),
+        sample=torch.arange(batch).repeat(views),
+        camera=torch.arange(views).repeat_interleave(batch),
+        own=row.flatten(),
+        cross=torch.cat(cross) if cross else row.new_zeros(0, 2),
+    )
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:

@@ -44,7 +44,10 @@ stage cache_features features/vit_small --store "$out/demonstrations" --out "$ou
 
 # 2. Latent action models: ours, and the rows that it is compared with.
 # 4. Labels for the action-free video, and 5. pretraining on them: no action is seen.
-lam() { stage train_lam "lam/${3:-$name}" --store "$out/episodes" --features "$out/features" --objective "$1" --out "$out/$2"; }
+lam() {
+  stage train_lam "lam/${3:-$name}" --data.video.store "$out/episodes" --data.video.features "$out/features" \
+    --objective "$1" --out "$out/$2"
+}
 ours() {
   lam self_cross lam
   stage label_latents lam/label --lam "$out/lam" --store "$out/episodes" --features "$out/features" --out "$out/labels"

@@ -17,7 +17,10 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 EVERYTHING = MODULES + SCRIPTS + TESTS
 
-NEED_TORCH = {"core.checkpoint", "core.device", "core.frames", "core.training", "core.vision"}
+NEED_TORCH = {
+    f"core.{name}"
+    for name in ("checkpoint", "device", "frames", "live_features", "metrics", "stopping", "training", "vision", "zero")
+}
 """The modules of core that import torch; all others, and all of eval, work in an image without it."""
 HEAVY = ("torch", "torchvision", "accelerate", "transformers", "timm", "mani_skill", "sapien", "gymnasium")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SCRIPT_LINES = 400, 50, 59

@@ -46,7 +46,7 @@ def test_the_chain_runs_from_simulation_to_a_page(chain):
 @pytest.mark.timeout(1000)
 def test_every_artefact_names_what_it_was_made_from(chain):
     manifests = {path.parent.name: json.loads(path.read_text()) for path in chain.rglob("manifest.json")}
-    assert manifests["lam"]["inputs"]["store"] == manifests["episodes"]["fingerprint"]
+    assert manifests["lam"]["inputs"]["video.store"] == manifests["episodes"]["fingerprint"]
     assert manifests["labels"]["inputs"]["lam"] == manifests["lam"]["fingerprint"]
     policy = next(m for name, m in manifests.items() if name.startswith("latent_pretrained"))
     assert policy["inputs"]["pretrained"] == manifests["pretrain"]["fingerprint"]
@@ -79,7 +79,7 @@ def test_the_same_command_again_does_nothing_and_a_changed_label_store_is_refuse
 
 
 TRAININGS = {
-    "train_lam": ("lam/smoke", {"store": "episodes", "features": "features"}),
+    "train_lam": ("lam/smoke", {"data.video.store": "episodes", "data.video.features": "features"}),
     "pretrain_vla": ("vla/pretrain_smoke", {"store": "episodes", "features": "features", "labels": "labels"}),
     "finetune_vla": (
         "vla/finetune_smoke",

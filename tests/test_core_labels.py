@@ -6,10 +6,21 @@ from core.labels import LabelsError, LabelsInfo, LatentLabels
 
 def labels(**changes) -> LatentLabels:
     info = LabelsInfo(
-        lam_fingerprint="lam1", store_fingerprint="store1", view="front", gap_s=0.4, num_codes=16, num_tokens=4
+        lam_fingerprint="lam1",
+        store_fingerprint="store1",
+        views=("front", "left"),
+        is_vote=False,
+        gap_s=0.4,
+        num_codes=16,
+        num_tokens=4,
     )
     rng = np.random.default_rng(0)
-    values = {"episodes": np.arange(5), "frames": np.arange(5), "codes": rng.integers(0, 16, (5, 4))}
+    values = {
+        "episodes": np.arange(5),
+        "frames": np.arange(5),
+        "views": np.arange(5) % 2,
+        "codes": rng.integers(0, 16, (5, 4)),
+    }
     return LatentLabels(info=info, **(values | changes))
 
 
@@ -18,7 +29,7 @@ def test_labels_survive_the_disk(tmp_path):
     saved.save(tmp_path / "labels.safetensors")
     read = LatentLabels.load(tmp_path / "labels.safetensors")
     assert read.info == saved.info
-    for name in ("episodes", "frames", "codes"):
+    for name in ("episodes", "frames", "views", "codes"):
         np.testing.assert_array_equal(getattr(read, name), getattr(saved, name))
     assert [path.name for path in tmp_path.iterdir()] == ["labels.safetensors"]
 

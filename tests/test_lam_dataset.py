@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from core.config import ConfigError, load_config
 from core.episode import Episode, View
 from core.frames import FeatureCache
 from core.spaces import END_EFFECTOR_DELTA
 from core.store import ActionsHiddenError, Store, StoreInfo, finish_store, write_part
 from core.vision import Grid
-from lam.dataset import TransitionDataset, TransitionsError, transition_actions
-from lam.train import TrainLamConfig
+from lam.dataset import DataOptions, TransitionDataset, TransitionsError, gaps_in_frames, transition_actions
+from lam.mixture import Mixture
+from lam.view_pairs import view_pairs
 
 LENGTHS = (6, 9, 2)
 VIEWS = (("front", "left", "right"), ("front", "right"), ("front", "left", "right"))
@@ -52,31 +52,76 @@ def store(tmp_path_factory):
     return Store.open(path)
 
 
-def dataset(store, **changes) -> TransitionDataset:
-    values = {"gap_s": 0.4, "split": "train", "views": ["front", "left", "right"], "views_per_sample": 2}
-    return TransitionDataset(store, Features(), **(values | changes))
+def dataset(store, gap_s=0.4, views=("front", "left", "right"), split="train", **options) -> TransitionDataset:
+    options = DataOptions(**({"fewest_views": 2} | options))
+    return TransitionDataset(store, Features(), gap_s=gap_s, split=split, views=views, options=options)
+
+
+def seen(batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """View, episode and frame (rows, 2) that the features of a batch tell."""
+    return tuple(np.moveaxis(batch["features"].numpy()[:, :, 0], -1, 0).astype(int))
 
 
 def test_no_transition_reaches_beyond_its_episode(store):
     data = dataset(store)
-    assert data.gap == 2
+    assert data.gaps == (2, 2)
     assert len(data) == (6 - 2) + (9 - 2)
-    lengths = np.array(LENGTHS)[data.episodes]
-    assert (data.frames + data.gap < lengths).all()
+    episodes, frames = data.locate(np.arange(len(data)))
+    assert list(zip(episodes, frames, strict=True)) == [(0, f) for f in range(4)] + [(1, f) for f in range(7)]
 
 
-def test_the_views_of_a_sample_are_different_cameras_that_the_episode_has_at_the_same_two_instants(store):
+def test_gaps_of_a_range_are_drawn_for_each_sample_and_never_clamped(store):
+    data = dataset(store, gap_s=(0.4, 1.0))
+    indices = np.repeat(np.arange(len(data)), 40)
+    batch = data.batch(indices, np.random.default_rng(0))
+    _, episode, frame = seen(batch)
+    gaps = frame[:, 1] - frame[:, 0]
+    assert set(gaps) == {2, 3, 4, 5}
+    assert (frame[:, 1] < np.array(LENGTHS)[episode[:, 0]]).all()
+    first = gaps[(episode[:, 0] == 1) & (frame[:, 0] == 0)]
+    assert np.bincount(first, minlength=6)[2:].min() > 10, "each gap that fits is as likely as the others"
+    assert set(gaps[(episode[:, 0] == 1) & (frame[:, 0] == 6)]) == {2}
+
+
+def test_the_rows_of_a_sample_are_different_cameras_that_the_episode_has_at_the_same_two_instants(store):
     data = dataset(store)
     indices = np.arange(len(data))
-    batch = data.batch(indices, np.random.default_rng(0))["features"].numpy()
-    assert batch.shape == (len(data), 2, 2, 16, 3)
-    view, episode, frame = np.moveaxis(batch[:, :, :, 0], -1, 0)
-    assert (view[:, 0] != view[:, 1]).all()
-    assert (view[:, :, 0] == view[:, :, 1]).all()
-    assert (episode == data.episodes[:, None, None]).all()
-    assert (frame[:, :, 0] == data.frames[:, None]).all()
-    assert (frame[:, :, 1] == data.frames[:, None] + 2).all()
+    batch = data.batch(indices, np.random.default_rng(0))
+    view, episode, frame = seen(batch)
+    sample = batch["sample"].numpy()
+    episodes, frames = data.locate(indices)
+    assert np.bincount(sample).tolist() == [2] * len(data)
+    assert (batch["camera"].numpy() == view[:, 0]).all()
+    assert (view[:, 0] == view[:, 1]).all()
+    assert (episode == episodes[sample][:, None]).all()
+    assert (frame == frames[sample][:, None] + [0, 2]).all()
     assert not (view[episode == 1] == 1).any(), "episode 1 has no left camera"
+    targets, sources = batch["cross"].numpy().T
+    assert (sample[targets] == sample[sources]).all()
+    assert (view[targets, 0] != view[sources, 0]).all()
+    assert batch["own"].tolist() == list(range(2 * len(data)))
+
+
+def test_a_camera_that_an_episode_lacks_is_no_row_and_all_pairs_are_taken_where_asked_for(store):
+    data = dataset(store, fewest_views=1, pairs=0)
+    batch = data.batch(np.array([0, 5]), np.random.default_rng(0))
+    assert np.bincount(batch["sample"]).tolist() == [3, 2]
+    assert np.bincount(batch["sample"][batch["cross"][:, 0]]).tolist() == [6, 2]
+    alone = dataset(store, fewest_views=1, views=["left"])
+    assert len(alone) == 4, "only episode 0 is long enough and has the camera"
+    batch = alone.batch(np.arange(4), np.random.default_rng(0))
+    assert batch["own"].tolist() == [0, 1, 2, 3]
+    assert batch["cross"].shape == (0, 2)
+
+
+def test_pairs_are_all_or_a_few_that_need_few_cameras():
+    assert view_pairs(3, 0).own == (0, 1, 2)
+    assert len(set(view_pairs(3, 0).cross)) == 6
+    for views in range(2, 9):
+        few = view_pairs(views, 2)
+        assert few == (2, (0, 1), ((0, 1), (1, 0)))
+    assert view_pairs(5, 4) == (3, (0, 1, 2), ((0, 1), (1, 0), (0, 2), (2, 0)))
+    assert view_pairs(1, 2) == (1, (0,), ())
 
 
 def test_a_batch_is_a_function_of_its_generator(store):
@@ -86,10 +131,33 @@ def test_a_batch_is_a_function_of_its_generator(store):
     assert not first.equal(other)
 
 
+def test_datasets_are_mixed_in_proportion_to_their_weights_and_each_is_seen_whole(store):
+    one, other = (
+        dataset(store, views=["front", "right"]),
+        dataset(store, fewest_views=1, views=["left"], first_camera=2),
+    )
+    mixture = Mixture([one, other], [3.0, 1.0])
+    batch = mixture.batch(np.arange(len(mixture)), np.random.default_rng(0))
+    of_other = (batch["camera"] == 2).numpy()
+    samples = batch["sample"].numpy()
+    share = len(set(samples[of_other])) / len(mixture)
+    assert share == pytest.approx(0.25, abs=0.04)
+    _, episode, frame = seen(batch)
+    for dataset_rows, data in ((~of_other, one), (of_other, other)):
+        places = set(zip(episode[dataset_rows, 0], frame[dataset_rows, 0], strict=True))
+        assert places == set(zip(*data.locate(np.arange(len(data))), strict=True))
+    view = seen(batch)[0]
+    assert (view[of_other] == 1).all()
+    targets, sources = batch["cross"].numpy().T
+    assert (samples[targets] == samples[sources]).all()
+    assert (episode[targets] == episode[sources]).all()
+    assert len(np.unique(samples)) == len(mixture) == len(mixture.describe(np.arange(len(mixture))))
+
+
 def test_pooling_averages_neighbouring_patches(store):
     data = dataset(store, pool=2)
     assert data.num_patches == 4
-    assert data.batch(np.arange(3), np.random.default_rng(0))["features"].shape == (3, 2, 2, 4, 3)
+    assert data.batch(np.arange(3), np.random.default_rng(0))["features"].shape == (6, 2, 4, 3)
     with pytest.raises(TransitionsError, match="a grid of 4 x 4 patches cannot be pooled by 3"):
         dataset(store, pool=3)
 
@@ -99,19 +167,42 @@ def test_training_never_sees_actions_of_action_free_episodes_but_an_audit_adds_t
     assert "actions" not in data.batch(np.arange(4), np.random.default_rng(0))
     with pytest.raises(ActionsHiddenError):
         store.actions(0)
-    summed = transition_actions(store, data.episodes, data.frames, data.gap)
+    episodes, frames = data.locate(np.arange(len(data)))
+    summed = transition_actions(store, episodes, frames, 2)
     actions = store.actions(1, for_audit=True)
-    at = int(np.flatnonzero((data.episodes == 1) & (data.frames == 3))[0])
+    at = int(np.flatnonzero((episodes == 1) & (frames == 3))[0])
     np.testing.assert_allclose(summed[at, :6], actions[3:5, :6].sum(0), rtol=1e-5)
     assert summed[at, 6] == actions[4, 6]
 
 
+def test_a_supervised_objective_gets_standardised_actions_of_a_fraction_of_the_episodes(store):
+    data = dataset(store, labelled_fraction=1.0)
+    everything = data.batch(np.arange(len(data)), np.random.default_rng(0))["actions"].numpy()
+    np.testing.assert_allclose(everything.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(everything.std(0), 1, atol=1e-4)
+    raw = transition_actions(store, *data.locate(np.arange(len(data))), 2)
+    np.testing.assert_allclose(everything, (raw - raw.mean(0)) / raw.std(0), atol=1e-4)
+    half = dataset(store, labelled_fraction=0.5)
+    labelled = np.random.default_rng(0).random(3) < 0.5
+    known = np.isfinite(half.batch(np.arange(len(half)), np.random.default_rng(0))["actions"].numpy()).all(1)
+    episodes, _ = half.locate(np.arange(len(half)))
+    np.testing.assert_array_equal(known, labelled[episodes])
+
+
+def test_proprioception_is_that_of_both_frames_and_missing_numbers_are_said(store):
+    with pytest.raises(TransitionsError, match="no proprioception, which objective proprioceptive_forward needs"):
+        dataset(store, with_proprioception=True)
+
+
 def test_too_few_views_too_long_a_gap_and_odd_gaps_end_in_a_sentence(store):
-    with pytest.raises(TransitionsError, match=r"has 4 of the views .* Record more cameras"):
-        dataset(store, views_per_sample=4)
-    with pytest.raises(TransitionsError, match="lower gap_s"):
+    with pytest.raises(TransitionsError, match=r"has 4 of the views .* lower fewest_views"):
+        dataset(store, fewest_views=4)
+    with pytest.raises(TransitionsError, match=r"longer than the gap of 4.0 s \(20 frames\); lower gap_s"):
         dataset(store, gap_s=4.0)
     with pytest.raises(ValueError, match=r"0.3 s are 1.50 frames at 5.0 Hz"):
         dataset(store, gap_s=0.3)
-    with pytest.raises(ConfigError, match="objective self_cross needs views_per_sample of 2 or more, got 1"):
-        load_config(TrainLamConfig, overrides={"out": "a", "store": "b", "features": "c", "views_per_sample": 1})
+    with pytest.raises(TransitionsError, match=r"no whole number of frames at 5.0 Hz lies in gap_s"):
+        gaps_in_frames((0.25, 0.35), 5.0)
+    with pytest.raises(TransitionsError, match=r"has no views \['top'\]"):
+        dataset(store, views=["top"])
+    assert gaps_in_frames((0.1, 0.8), 5.0) == (1, 4)

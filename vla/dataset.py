@@ -29,7 +29,7 @@ class InstructionTable:
 
 
 class LatentDataset:
-    """What a camera saw, what was to be done, and the latent action that followed."""
+    """What a camera saw, what was to be done, and the latent action that followed; each labelled camera is a sample."""
 
     def __init__(
         self, store: Store, cache: FeatureCache, labels: LatentLabels, tokenizer: LatentTokenizer, split: str
@@ -37,7 +37,8 @@ class LatentDataset:
         wanted = [record.index for record in store.select(split=split)]
         chosen = np.isin(labels.episodes, wanted)
         self.episodes, self.frames = labels.episodes[chosen], labels.frames[chosen]
-        self.codes, self.view, self.cache = labels.codes[chosen], labels.info.view, cache
+        self.views, self.codes = labels.views[chosen], labels.codes[chosen]
+        self.names, self.cache = labels.info.views, cache
         self.instructions = InstructionTable(store, tokenizer)
 
     def __len__(self) -> int:
@@ -45,9 +46,13 @@ class LatentDataset:
 
     def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
         """`features` (batch, patches, dim), `ids` (batch, text), `codes` (batch, tokens)."""
-        episodes = self.episodes[indices]
+        episodes, frames, views = self.episodes[indices], self.frames[indices], self.views[indices]
+        features = np.empty((len(indices), self.cache.num_patches, self.cache.dim), np.float16)
+        for view in np.unique(views):
+            rows = views == view
+            features[rows] = self.cache.features(self.names[view], episodes[rows], frames[rows])
         return {
-            "features": torch.from_numpy(self.cache.features(self.view, episodes, self.frames[indices])),
+            "features": torch.from_numpy(features),
             "ids": self.instructions(episodes),
             "codes": torch.from_numpy(self.codes[indices]).long(),
         }

@@ -99,7 +99,7 @@ def describe(backbone: Part, cache: FeatureCache, labels: LatentLabels, tokenize
         pool=cache.pool,
         feature_dim=cache.dim,
         grid=tuple(cache.grid),
-        view=labels.info.view,
+        view=labels.info.views[0],
         backbone=backbone,
         tokenizer=tokenizer.to_json(),
         num_codes=labels.info.num_codes,

@@ -13,9 +13,12 @@ from core.run import Stage, read_manifest, say, write_json
 from core.store import Store
 from lam.audit.mutual_information import code_perplexity, linear_gaussian_bits
 from lam.audit.probes import linear_probe, one_hot
-from lam.dataset import TransitionDataset, transition_actions
+from lam.checkpoint import load_lam
+from lam.codebook_watch import start_codebook
+from lam.dataset import DataOptions, TransitionDataset, transition_actions
+from lam.label import codes_of
+from lam.mixture import Mixture
 from lam.model import LatentActionModel
-from lam.train import load_lam, sample_encodings
 
 
 class AuditConfig(Config):
@@ -33,6 +36,8 @@ class AuditConfig(Config):
     """Cameras to encode from; empty: all of the store."""
     action_dims: tuple[str, ...] = ("x", "y", "z")
     """Dimensions of the action that have to be explained."""
+    gap_s: float | None = None
+    """Seconds between the two frames; needed where the models were trained on a range of gaps."""
     permutations: int = 50
     """Shuffles behind the null."""
     seed: int = 0
@@ -48,6 +53,11 @@ class Sample(NamedTuple):
     episodes: Int[np.ndarray, " n"]
     actions: Float[np.ndarray, "n dims"]
 
+    def features(self, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2 patches dim"]:
+        """Features of both frames of some of the transitions."""
+        episodes, frames = self.dataset.locate(self.indices[rows])
+        return self.dataset.features(episodes, frames, np.full(len(rows), self.dataset.gaps[0]), self.views[rows])
+
 
 def audit(config: AuditConfig) -> None:
     """Run the stage: one row a model, the untrained floor and the frozen features beside them, to audit.json."""
@@ -58,18 +68,17 @@ def audit(config: AuditConfig) -> None:
     if stage.is_done:
         return
     models = {name: load_lam(path) for name, path in config.lams.items()}
-    forms = {(facts["gap_s"], facts["pool"]) for _, facts in models.values()}
+    forms = {(facts.one_gap_s(config.gap_s), facts.pool) for _, facts in models.values()}
     if len(forms) != 1:
         raise ValueError(f"these models differ in (gap_s, pool): {sorted(forms)}; audit them one form at a time")
     sample = take_sample(store, cache, config, *forms.pop())
     rows = []
     for name, (model, _) in models.items():
-        rows.append(row(name, codes_of(model, sample), model.config.num_codes, sample, config))
+        rows.append(row(name, sample_codes(model, sample), model.config.num_codes, sample, config))
     rows.append(floor_row(next(iter(models.values()))[0], sample, config))
     rows.append(features_row(sample, config))
-    description = (
-        f"sum of {', '.join(config.action_dims)} commanded over {sample.dataset.gap / store.info.control_hz} s"
-    )
+    seconds = sample.dataset.gaps[0] / store.info.control_hz
+    description = f"sum of {', '.join(config.action_dims)} commanded over {seconds} s"
     write_json(stage.path / "audit.json", {"action": description, "rows": rows})
     stage.finish({f"{r['arm']}_bits": r["bits"] for r in rows if r["bits"] is not None})
 
@@ -77,27 +86,25 @@ def audit(config: AuditConfig) -> None:
 def take_sample(store: Store, cache: FeatureCache, config: AuditConfig, gap_s: float, pool: int) -> Sample:
     """Held-out transitions as every chosen camera saw them."""
     views = config.views or tuple(store.info.views)
-    dataset = TransitionDataset(store, cache, gap_s=gap_s, split="held_out", views=views, views_per_sample=1, pool=pool)
-    pairs = [(i, view) for i, e in enumerate(dataset.episodes) for view in dataset.available[int(e)]]
+    options = DataOptions(pool=pool)
+    dataset = TransitionDataset(store, cache, gap_s=gap_s, split="held_out", views=views, options=options)
+    pairs = [(index, view) for index in range(len(dataset)) for view in dataset.available(index)]
     indices, seen_by = (np.array(column) for column in zip(*pairs, strict=True))
     assert store.info.action_space is not None
     if unknown := set(config.action_dims) - set(store.info.action_space.names):
         raise ValueError(f"action_dims {sorted(unknown)} are unknown; this store has {store.info.action_space.names}")
     columns = [store.info.action_space.names.index(name) for name in config.action_dims]
-    actions = transition_actions(store, dataset.episodes, dataset.frames, dataset.gap)[:, columns]
-    return Sample(dataset, indices, seen_by, dataset.episodes[indices], actions[indices])
+    episodes, frames = dataset.locate(np.arange(len(dataset)))
+    actions = transition_actions(store, episodes, frames, dataset.gaps[0])[:, columns]
+    return Sample(dataset, indices, seen_by, episodes[indices], actions[indices])
 
 
-@torch.inference_mode()
-def codes_of(model: LatentActionModel, sample: Sample) -> Int[np.ndarray, "n tokens"]:
+def sample_codes(model: LatentActionModel, sample: Sample) -> Int[np.ndarray, "n tokens"]:
     """Code indices of every transition of the sample."""
-    device = default_device()
-    model = model.to(device)
-    parts = []
-    for chunk in np.array_split(np.arange(len(sample.indices)), max(1, len(sample.indices) // 64)):
-        features = sample.dataset.features(sample.indices[chunk], sample.views[chunk][:, None])
-        parts.append(model.label(torch.from_numpy(features)[:, 0].float().to(device)).cpu().numpy())
-    return np.concatenate(parts)
+    model = model.to(default_device())
+    rows = np.arange(len(sample.indices))
+    chunks = np.array_split(rows, max(1, len(rows) // 64))
+    return np.concatenate([codes_of(model, sample.features(chunk)) for chunk in chunks])
 
 
 def row(
@@ -124,9 +131,8 @@ def floor_row(like: LatentActionModel, sample: Sample, config: AuditConfig) -> d
     """The same encoder untrained, its codes placed on its own encodings: what the architecture alone tells."""
     torch.manual_seed(config.seed)
     model = LatentActionModel(like.config, like.feature_dim, like.patches).eval()
-    encodings = sample_encodings(model, sample.dataset, config.seed, 0)
-    model.quantizer.revive(encodings, torch.Generator().manual_seed(config.seed))
-    return row("untrained", codes_of(model, sample), like.config.num_codes, sample, config)
+    start_codebook(model, Mixture([sample.dataset], [1.0]), config.seed)
+    return row("untrained", sample_codes(model, sample), like.config.num_codes, sample, config)
 
 
 def features_row(sample: Sample, config: AuditConfig) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def features_row(sample: Sample, config: AuditConfig) -> dict[str, Any]:
     projection: np.ndarray | None = None
     parts = []
     for chunk in np.array_split(np.arange(len(sample.indices)), max(1, len(sample.indices) // 64)):
-        features = sample.dataset.features(sample.indices[chunk], sample.views[chunk][:, None])[:, 0]
+        features = sample.features(chunk)
         change = (features[:, 1].astype(np.float32) - features[:, 0]).reshape(len(chunk), -1)
         if projection is None:
             projection = rng.normal(size=(change.shape[1], 64)).astype(np.float32) / np.sqrt(change.shape[1])

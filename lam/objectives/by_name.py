@@ -1,24 +1,23 @@
-"""Objectives by name: a new one is a function in a file beside this one, and a line here."""
+"""Objectives by name: a new one is a class in a file beside this one, and a line here."""
 
-from lam.objectives.consistency import view_consistency
+from lam.objectives.adversary import ViewAdversary
+from lam.objectives.consistency import ViewConsistency
+from lam.objectives.contrastive import ContrastiveViews
 from lam.objectives.interface import Objective
-from lam.objectives.published import published
-from lam.objectives.reconstruction import (
-    cross_reconstruction,
-    mismatched_reconstruction,
-    self_and_cross_reconstruction,
-    self_reconstruction,
-)
-from lam.objectives.supervised import action_supervised
+from lam.objectives.proprioception import ProprioceptiveForward
+from lam.objectives.published import Published
+from lam.objectives.reconstruction import Cross, Mismatched, Own, OwnAndCross
+from lam.objectives.supervised import ActionSupervised
 
-OBJECTIVES: dict[str, Objective] = {
-    "self": self_reconstruction,
-    "self_cross": self_and_cross_reconstruction,
-    "cross": cross_reconstruction,
-    "mismatched": mismatched_reconstruction,
-    "view_consistency": view_consistency,
-    "action_supervised": action_supervised,
-    "published": published,
+OBJECTIVES: dict[str, type[Objective]] = {
+    "self": Own,
+    "self_cross": OwnAndCross,
+    "cross": Cross,
+    "mismatched": Mismatched,
+    "view_consistency": ViewConsistency,
+    "contrastive_views": ContrastiveViews,
+    "view_adversary": ViewAdversary,
+    "proprioceptive_forward": ProprioceptiveForward,
+    "action_supervised": ActionSupervised,
+    "published": Published,
 }
-VIEWS_NEEDED = {"self_cross": 2, "cross": 2, "mismatched": 2, "view_consistency": 2}
-"""Synchronised views that an objective needs of each sample; one where it is not named."""

@@ -1,21 +1,22 @@
 """The loss as published, for parity with released checkpoints."""
 
 import torch
-import torch.nn.functional as F
 
-from lam.model import LatentActionModel
-from lam.objectives.interface import Terms, Transitions, encode
+from lam.objectives.interface import Objective, Terms, Transitions
 
 
-def published(model: LatentActionModel, batch: Transitions) -> Terms:
-    """The published loss: half the sum over all view pairs, plus half the sum over views of the quantiser's terms."""
-    encoded = encode(model, batch)
-    views = encoded.codes.shape[1]
-    first, later = batch.features[:, :, 0], batch.features[:, :, 1].float()
-    errors = [
-        F.mse_loss(model.decode(first[:, i], encoded.codes[:, j]), later[:, i])
-        for i in range(views)
-        for j in range(views)
-    ]
-    reconstruction = torch.stack(errors).sum() / 2
-    return {"loss": reconstruction + views * encoded.bottleneck / 2, "reconstruction": reconstruction}
+class Published(Objective):
+    """Half the sum over all view pairs of a transition, plus half the sum over its views of the bottleneck's terms.
+
+    Its weight of self, cross and bottleneck depends on the number of views; it wants all pairs
+    (`pairs_per_transition: 0`).
+    """
+
+    def terms(self, batch: Transitions) -> Terms:
+        """Reconstruction."""
+        encoded = self.encode(batch)
+        samples = batch.sample.unique().numel()
+        pairs = torch.cat([torch.stack([batch.own, batch.own], dim=1), batch.cross])
+        reconstruction = self.pair_errors(batch, encoded, pairs).sum() / samples / 2
+        views = len(batch.sample) / samples
+        return {"loss": reconstruction + views * encoded.bottleneck / 2, "reconstruction": reconstruction}

@@ -1,45 +1,58 @@
 """Reconstruction of a view's future from its own latent action, from another view's, or from a wrong one."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from lam.model import LatentActionModel
-from lam.objectives.interface import Encoded, Terms, Transitions, decoding_error, encode
+from lam.objectives.interface import Encoded, Objective, Terms, Transitions, mean
 
 
-def self_reconstruction(model: LatentActionModel, batch: Transitions) -> Terms:
+class Own(Objective):
     """Each view's future from its own latent action."""
-    encoded = encode(model, batch)
-    own = decoding_error(model, batch, encoded.codes)
-    return {"loss": own + encoded.bottleneck, "self": own, "bottleneck": encoded.bottleneck}
+
+    def terms(self, batch: Transitions) -> Terms:
+        """self, bottleneck."""
+        encoded = self.encode(batch)
+        own = self.own_error(batch, encoded)
+        return {"loss": own + encoded.bottleneck, "self": own, "bottleneck": encoded.bottleneck}
 
 
-def self_and_cross_reconstruction(model: LatentActionModel, batch: Transitions) -> Terms:
+class OwnAndCross(Objective):
     """Each view's future from its own latent action and from another view's, with equal weight (the paper's idea)."""
-    encoded = encode(model, batch)
-    return _own_and_other(model, batch, encoded, encoded.codes.roll(1, dims=1))
+
+    views_needed = 2
+
+    def terms(self, batch: Transitions) -> Terms:
+        """self, cross, bottleneck."""
+        encoded = self.encode(batch)
+        own, cross = self._errors(batch, encoded, batch.cross)
+        loss = (own + cross) / 2 + encoded.bottleneck
+        return {"loss": loss, "self": own, "cross": cross, "bottleneck": encoded.bottleneck}
+
+    def _errors(self, batch: Transitions, encoded: Encoded, cross: Int[Tensor, "cross 2"]) -> tuple[Tensor, Tensor]:
+        pairs = torch.cat([torch.stack([batch.own, batch.own], dim=1), cross])
+        errors = self.pair_errors(batch, encoded, pairs)
+        return mean(errors[: len(batch.own)]), mean(errors[len(batch.own) :])
 
 
-def mismatched_reconstruction(model: LatentActionModel, batch: Transitions) -> Terms:
-    """The control of `self_cross`: the second latent action comes from another transition and another view."""
-    encoded = encode(model, batch)
-    return _own_and_other(model, batch, encoded, encoded.codes.roll(1, dims=1).roll(1, dims=0))
+class Mismatched(OwnAndCross):
+    """The control of `self_cross`: the second latent action comes from another transition."""
+
+    def _errors(self, batch: Transitions, encoded: Encoded, cross: Int[Tensor, "cross 2"]) -> tuple[Tensor, Tensor]:
+        if not len(cross):
+            return super()._errors(batch, encoded, cross)
+        targets, sources = cross.unbind(1)
+        most = int(batch.sample[targets].bincount().max())
+        return super()._errors(batch, encoded, torch.stack([targets, sources.roll(most)], dim=1))
 
 
-def cross_reconstruction(model: LatentActionModel, batch: Transitions) -> Terms:
+class Cross(Objective):
     """Each view's future from another view's latent action only."""
-    encoded = encode(model, batch)
-    cross = decoding_error(model, batch, encoded.codes.roll(1, dims=1))
-    return {"loss": cross + encoded.bottleneck, "cross": cross, "bottleneck": encoded.bottleneck}
 
+    views_needed = 2
 
-def _own_and_other(
-    model: LatentActionModel,
-    batch: Transitions,
-    encoded: Encoded,
-    others: Float[Tensor, "batch views tokens code_dim"],
-) -> Terms:
-    own = decoding_error(model, batch, encoded.codes)
-    cross = decoding_error(model, batch, others)
-    loss = (own + cross) / 2 + encoded.bottleneck
-    return {"loss": loss, "self": own, "cross": cross, "bottleneck": encoded.bottleneck}
+    def terms(self, batch: Transitions) -> Terms:
+        """cross, bottleneck."""
+        encoded = self.encode(batch)
+        cross = mean(self.pair_errors(batch, encoded, batch.cross))
+        return {"loss": cross + encoded.bottleneck, "cross": cross, "bottleneck": encoded.bottleneck}

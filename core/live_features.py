@@ -1,0 +1,93 @@
+"""Features of frames as they are asked for, augmented where wanted: no cache on disk, the encoder at every step."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torchvision.transforms.v2 import functional
+
+from core.config import Config
+from core.store import Store
+from core.vision import EncoderConfig, load_encoder
+
+BATCH = {"cpu": 32, "cuda": 256}
+
+
+class AugmentationConfig(Config):
+    """How a frame may differ from what was recorded; the two frames of a view always differ alike."""
+
+    smallest_crop: float = 0.8
+    """Least share of the image's area that a crop keeps; 1: no crops."""
+    brightness: float = 0.2
+    """Factors of brightness are drawn from 1 - this to 1 + this."""
+    contrast: float = 0.2
+    """Likewise of contrast."""
+    saturation: float = 0.2
+    """Likewise of saturation."""
+
+
+class LiveFeatures:
+    """Features of a store's frames, computed when they are asked for."""
+
+    def __init__(
+        self, store: Store, encoder_config: EncoderConfig, augmentation: AugmentationConfig = AugmentationConfig()
+    ) -> None:
+        self.store, self.encoder_config, self.augmentation = store, encoder_config, augmentation
+        self.encoder = encoder = load_encoder(encoder_config)
+        self.grid, self.dim = encoder.grid, encoder.dim
+        self.encoder_fingerprint = encoder.fingerprint
+        self.fingerprint = f"live-{encoder.fingerprint}"
+
+    def features(
+        self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n patches dim"]:
+        """Features, float16, of the frames `(episodes[i], frames[i])` as they were recorded."""
+        return self._encoded(self._images(view, episodes, frames))
+
+    def augmented(
+        self,
+        view: str,
+        episodes: Int[np.ndarray, " n"],
+        frames: Int[np.ndarray, " n"],
+        seeds: Int[np.ndarray, " n"],
+    ) -> Float[np.ndarray, "n patches dim"]:
+        """Features after the augmentation that each frame's seed decides: equal seeds, equal augmentation."""
+        images = self._images(view, episodes, frames)
+        return self._encoded(
+            [augment(image, self.augmentation, int(seed)) for image, seed in zip(images, seeds, strict=True)]
+        )
+
+    def _images(
+        self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
+    ) -> list[UInt8[np.ndarray, "h w 3"]]:
+        images: list[np.ndarray] = [np.empty(0)] * len(episodes)
+        for episode in np.unique(episodes):
+            rows = np.flatnonzero(episodes == episode)
+            for row, image in zip(rows, self.store.frames(int(episode), view, frames[rows].tolist()), strict=True):
+                images[row] = image
+        return images
+
+    def _encoded(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n patches dim"]:
+        device = self.encoder.mean_and_std.device
+        stacked = torch.from_numpy(np.stack(images))
+        parts = [self.encoder(part.to(device)).half().cpu() for part in stacked.split(BATCH[device.type])]
+        return torch.cat(parts).numpy()
+
+
+def augment(image: UInt8[np.ndarray, "h w 3"], config: AugmentationConfig, seed: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image after a crop, resized back, and changes of colour, all decided by the seed."""
+    draws = np.random.default_rng(seed)
+    height, width = image.shape[:2]
+    side = np.sqrt(draws.uniform(config.smallest_crop, 1.0))
+    crop = (round(side * height), round(side * width))
+    top, left = (
+        int(draws.integers(0, whole - part, endpoint=True)) for whole, part in zip(image.shape, crop, strict=False)
+    )
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    pixels = functional.resized_crop(pixels, top, left, *crop, size=[height, width], antialias=True)
+    for adjust, reach in (
+        (functional.adjust_brightness, config.brightness),
+        (functional.adjust_contrast, config.contrast),
+        (functional.adjust_saturation, config.saturation),
+    ):
+        pixels = adjust(pixels, float(draws.uniform(1 - reach, 1 + reach)))
+    return pixels.permute(1, 2, 0).contiguous().numpy()

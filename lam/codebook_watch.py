@@ -1,0 +1,78 @@
+"""Watching over a codebook in training: its use is logged, dead codes are replaced, a collapse is said aloud."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from core.run import say
+from core.sampling import step_generator
+from lam.bottlenecks.interface import codebook_health
+from lam.mixture import Mixture
+from lam.model import LatentActionModel
+
+COLLAPSED_PERPLEXITY = 2.0
+COLLAPSED_CHECKS = 4
+LAST_REVIVAL = 0.8
+"""Share of the steps after which codes are left alone, so that they can settle."""
+COLLAPSED = (
+    "train_lam: WARNING: the codebook has collapsed, perplexity {perplexity:.2f} of {codes} codes at step {step} and "
+    "the {before} checks before; try model.normalise_encodings: true, model.codebook: per_token, a smaller "
+    "training.learning_rate, or a smaller revive_every ({every} now)"
+)
+
+
+class CodebookWatch:
+    """After each step; every `revive_every` steps counts are summed over processes and unused codes replaced.
+
+    The new codes are perturbed encodings of the main process's last batch, so that all processes place the same ones.
+    """
+
+    def __init__(
+        self, model: LatentActionModel, accelerator: Accelerator, *, revive_every: int, steps: int, seed: int
+    ) -> None:
+        self.bottleneck, self.accelerator = model.bottleneck, accelerator
+        self.every, self.steps, self.seed = revive_every, steps, seed
+        self.low_checks = 0
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> dict[str, Any]:
+        """Codebook metrics on the steps that replace codes, nothing on the others."""
+        if self.bottleneck.num_codes is None or not self.every or (step + 1) % self.every:
+            return {}
+        counts = self.accelerator.reduce(self.bottleneck.counts.clone(), reduction="sum")
+        self.bottleneck.counts.copy_(counts)
+        metrics: dict[str, Any] = codebook_health(counts) | {"code_histogram": counts.tolist()}
+        self._warn_of_collapse(metrics["perplexity"], step)
+        if step + 1 <= LAST_REVIVAL * self.steps:
+            assert self.bottleneck.recent is not None
+            encodings = broadcast(self.bottleneck.recent.contiguous(), 0)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            metrics["revived"] = float(self.bottleneck.revive(encodings, generator))
+        else:
+            self.bottleneck.counts.zero_()
+        return metrics
+
+    def _warn_of_collapse(self, perplexity: float, step: int) -> None:
+        """Say so once, when hardly more than one code was used for several checks in a row."""
+        self.low_checks = self.low_checks + 1 if perplexity < COLLAPSED_PERPLEXITY else 0
+        if self.low_checks == COLLAPSED_CHECKS and self.accelerator.is_main_process:
+            facts = {"codes": self.bottleneck.num_codes, "before": COLLAPSED_CHECKS - 1, "every": self.every}
+            say(COLLAPSED.format(perplexity=perplexity, step=step + 1, **facts))
+
+
+@torch.no_grad()
+def sample_encodings(model: LatentActionModel, dataset: Mixture, seed: int) -> Tensor:
+    """Encodings of 128 transitions, the same on every process."""
+    generator = step_generator(seed, 0, rank=2**20)
+    batch = dataset.batch(generator.integers(0, len(dataset), 128), generator)
+    first_rows = torch.cat([batch["sample"].new_ones(1), batch["sample"].diff()]).bool()
+    features = batch["features"][first_rows].float()
+    return model.encode(features.to(next(model.parameters()).device))
+
+
+def start_codebook(model: LatentActionModel, dataset: Mixture, seed: int) -> None:
+    """Place the codes on encodings of real transitions, so that all are in use from the first step."""
+    model.bottleneck.revive(sample_encodings(model, dataset, seed), torch.Generator().manual_seed(seed))

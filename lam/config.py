@@ -1,0 +1,59 @@
+"""Size and form of a latent action model; the defaults are the paper's."""
+
+from math import prod
+from typing import Literal
+
+from pydantic import model_validator
+
+from core.config import Config
+
+
+class LamConfig(Config):
+    """Size and form of a latent action model; the defaults are the paper's."""
+
+    network: Literal["transformer", "perceptron"] = "transformer"
+    """Form of encoder and decoder: the paper's, or one that learns in minutes from fixed numbers of patches."""
+    width: int = 768
+    """Channels of encoder and decoder; of the hidden layers in a perceptron."""
+    heads: int = 12
+    """Attention heads of a transformer."""
+    encoder_blocks: int = 12
+    """Spatio-temporal blocks of a transformer."""
+    decoder_blocks: int = 12
+    """Spatial blocks of a transformer."""
+    num_tokens: int = 4
+    """Action tokens a transition."""
+    code_dim: int = 128
+    """Channels of a token."""
+    bottleneck: Literal["vq", "vq_ema", "fsq", "gaussian_kl", "none"] = "vq"
+    """What tokens are squeezed through: a file in lam/bottlenecks."""
+    nested_dropout: bool = False
+    """In training the decoder gets only the first few tokens, so that they hold most and any number can be used."""
+    num_codes: int = 16
+    """vq, vq_ema, fsq: values that a token can take."""
+    codebook: Literal["shared", "per_token"] = "shared"
+    """vq, vq_ema: one codebook for all tokens (the paper's), or one a token."""
+    beta: float = 0.25
+    """vq, vq_ema: weight of the commitment term."""
+    ema_decay: float = 0.99
+    """vq_ema: decay of the moving averages that the codes are."""
+    levels: tuple[int, ...] = (4, 4)
+    """fsq: values of each of its dimensions; their product is num_codes."""
+    kl_weight: float = 1e-3
+    """gaussian_kl: weight of the divergence from a standard normal, in nats a channel."""
+    normalise_encodings: bool = False
+    """LayerNorm without gain before the bottleneck, which keeps distances in proportion to the codebook."""
+    predict_change: bool = False
+    """The decoder predicts the change from the first frame's features, not the later features themselves."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "LamConfig":
+        if self.network == "transformer" and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.bottleneck == "fsq" and prod(self.levels) != self.num_codes:
+            raise ValueError(
+                f"levels {self.levels} make {prod(self.levels)} codes, num_codes is {self.num_codes}; let them agree"
+            )
+        if self.bottleneck == "fsq" and min(self.levels) < 3:
+            raise ValueError(f"levels {self.levels} must be 3 or more each")
+        return self
