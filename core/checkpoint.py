@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,27 @@ class CheckpointError(ValueError):
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Write tensors and a JSON header to one file, atomically; answers the fingerprint of the file."""
+    """Write tensors and a JSON header to one file, atomically; answers the fingerprint of the file.
+
+    Raises:
+        OSError: it could not be written; nothing is left of the attempt, and a file of before is as it was.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={HEADER: json.dumps(header, default=str)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        save_file(contiguous, temporary, metadata={HEADER: json.dumps(header, default=str)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except SafetensorError as error:
+        # safetensors names the error of the operating system only in its text.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return fingerprint_of_file(path)
 
 
@@ -82,7 +97,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: st
 
 
 class TrainingState:
-    """What a run needs to go on bit-identically: step, weights, optimiser moments, moving average.
+    """What a run needs to go on bit-identically: step, weights, optimiser moments, moving average, each rank's buffers.
 
     Random draws are functions of (seed, step, rank), so that no generator state has to be kept.
     """
@@ -96,34 +111,89 @@ class TrainingState:
         return cls(directory / "training_state.safetensors")
 
     def save(
-        self, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None
+        self,
+        step: int,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: list[Tensor],
+        buffers: list[dict[str, Tensor]],
     ) -> None:
-        """Replace the file by the state after `step` optimiser steps."""
+        """Replace the file by the state after `step` optimiser steps; `buffers` are those of each process."""
         tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
-        save_tensors(self.path, tensors, {"step": step})
+        tensors |= {f"average.{index}": tensor for index, tensor in enumerate(average)}
+        for rank, own in enumerate(buffers):
+            tensors |= {f"buffers.{rank}.{name}": tensor for name, tensor in own.items()}
+        save_tensors(self.path, tensors, {"step": step, "processes": len(buffers)})
 
-    def load(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None) -> int:
-        """Restore into the given objects; answers the number of steps taken, 0 where nothing was saved."""
+    def load(
+        self,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: list[Tensor],
+        rank: int = 0,
+        processes: int = 1,
+    ) -> int:
+        """Restore into the given objects; answers the number of steps taken, 0 where nothing was saved.
+
+        Raises:
+            CheckpointError: it was saved by another number of processes, or of another model or average.
+        """
+        if self.sharded():
+            raise CheckpointError(f"{self.sharded()[-1]} was saved under DeepSpeed; go on with that launcher")
         if not self.path.is_file():
             return 0
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+        header = read_header(self.path)
+        require_processes(self.path, header, processes)
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "buffers": {}}
         for name, tensor in read_tensors(self.path).items():
             kind, _, rest = name.partition(".")
             groups[kind][rest] = tensor
         load_weights(module, groups["model"], str(self.path))
+        own = {name[len(f"{rank}.") :]: t for name, t in groups["buffers"].items() if name.startswith(f"{rank}.")}
+        module.load_state_dict(own, strict=False)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        for name, tensor in groups["average"].items():
-            assert average is not None
-            average[name].copy_(tensor)
-        return int(read_header(self.path)["step"])
+        copy_average(groups["average"], average, self.path)
+        return int(header["step"])
+
+    def sharded(self) -> list[Path]:
+        """Directories of states that DeepSpeed saved (core.zero), newest last."""
+        found = self.path.parent.glob(f"{self.path.stem}-*")
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def remove(self) -> None:
-        """Delete the file, once the run is finished and its weights are saved."""
+        """Delete the state, once the run is finished and its weights are saved."""
         self.path.unlink(missing_ok=True)
+        for directory in self.sharded():
+            shutil.rmtree(directory)
+
+
+def require_processes(path: Path, header: dict[str, Any], processes: int) -> None:
+    """Refuse a training state that another number of processes saved: they would see other samples.
+
+    Raises:
+        CheckpointError: the numbers differ.
+    """
+    if header.get("processes") != processes:
+        raise CheckpointError(
+            f"{path} was saved by {header.get('processes')} processes, {processes} are running; start as many, or "
+            "delete it to begin again"
+        )
+
+
+def copy_average(saved: dict[str, Tensor], average: list[Tensor], path: Path) -> None:
+    """Copy a saved moving average (tensors by index) into `average`.
+
+    Raises:
+        CheckpointError: it is the average of another model.
+    """
+    wanted = {str(index): tensor.shape for index, tensor in enumerate(average)}
+    if {name: tensor.shape for name, tensor in saved.items()} != wanted:
+        raise CheckpointError(f"{path} holds the moving average of another model; delete it to begin again")
+    for index, tensor in enumerate(average):
+        tensor.copy_(saved[str(index)])

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -67,6 +68,7 @@ class Stage:
         stage._lock = lock
         if is_main and not stage.is_done:
             path.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
             if (path / "stage.json").exists():
                 say(f"{name}: resuming in {path}")
             record["seconds_before"] = _json(path / "stage.json").get("seconds_before", 0.0)
@@ -148,12 +150,17 @@ def fingerprint_of_file(path: str | Path) -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, default=str))
+
+
+def write_text(path: str | Path, text: str) -> None:
     """Write atomically: the file is either the old or the new one, never half of it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
-            json.dump(value, file, indent=2, default=str)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -195,7 +202,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _explain(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or "the output directory"
         return f"no space left on the disk of {where}; free some and run the same command again"
     return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -210,6 +217,13 @@ def _claim(path: Path) -> Any:
     except OSError:
         raise StageError(f"another process is working in {path}; wait for it, or choose another directory") from None
     return lock
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete temporary files (.NAME.NUMBER) of a process that was killed while it wrote; the lock says it is gone."""
+    for left in path.glob(".*"):
+        if left.suffix[1:].isdigit():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _set_aside_if_changed(path: Path, record: dict[str, Any]) -> None:

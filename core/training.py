@@ -1,13 +1,10 @@
 """The one training loop: any model whose forward answers its losses, on one process or many, resumable to the bit."""
 
-import json
 import os
-import signal
 import sys
-import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,8 +17,11 @@ from tqdm import tqdm
 from core.checkpoint import TrainingState
 from core.config import Config
 from core.device import bf16_is_fast, choose_attention_kernel, default_device
-from core.run import Stage, say
+from core.metrics import MetricsLog, start_tracker
+from core.run import Stage
 from core.sampling import batch_indices, step_generator
+from core.stopping import StopSignal
+from core.zero import ZeroState, build_models_whole, is_zero, make_plain, make_plugin, own_weights, wants_zero
 
 Batch = dict[str, Tensor]
 
@@ -87,33 +87,48 @@ def make_accelerator(config: TrainingConfig, directory: Path) -> Accelerator:
     """An accelerator for the launcher that started this process; on a machine without GPU, for the CPU.
 
     Raises:
-        TrainingError: the launcher started several processes that do not see each other.
+        TrainingError: several processes were launched that do not see each other, or DeepSpeed without a launcher.
+        ZeroError: the launcher's DeepSpeed settings contradict the training's.
     """
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     device = default_device()
     choose_attention_kernel(device)
-    on_cpu = device.type == "cpu"
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if bf16_is_fast(device) else "no"
+    on_cpu, zero = device.type == "cpu", wants_zero()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and launched > 1 else []
-    if not deepspeed:
-        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=False))
+    if zero and "LOCAL_RANK" not in os.environ:
+        raise TrainingError(
+            "ACCELERATE_USE_DEEPSPEED is set, but no launcher; start with torchrun or accelerate launch"
+        )
+    handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and "LOCAL_RANK" in os.environ else []
+    options: dict[str, Any] = {"mixed_precision": "bf16" if uses_bf16(config) else "no"}
+    if zero:
+        sizes = (config.batch_size, config.gradient_accumulation, config.clip_norm)
+        options = {"mixed_precision": "no", "deepspeed_plugin": make_plugin(*sizes, bf16=uses_bf16(config))}
+    else:
+        # Each process keeps its own buffers (counts of what it saw); the training state has them all.
+        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=False, broadcast_buffers=False))
+        # The new torch's other name for it is unknown to the oldest torch that will do.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     accelerator = Accelerator(
-        cpu=on_cpu and not deepspeed,
-        mixed_precision=precision,
+        cpu=on_cpu and not zero,
         gradient_accumulation_steps=config.gradient_accumulation,
         kwargs_handlers=handlers,
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(directory),
+        **options,
     )
-    if accelerator.num_processes != launched:
+    if accelerator.num_processes != launched or zero != is_zero(accelerator):
         raise TrainingError(
             f"{launched} processes were launched but each trains alone; on a CPU start them with torchrun "
             "--nproc_per_node N instead of accelerate launch --num_processes N"
         )
+    if zero:
+        build_models_whole()
     return accelerator
+
+
+def uses_bf16(config: TrainingConfig) -> bool:
+    """Whether forward passes run under bf16 autocast on this machine."""
+    return config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(default_device()))
 
 
 def open_stage(accelerator: Accelerator, path: str | Path, name: str, config: Config, inputs: dict[str, str]) -> Stage:
@@ -143,30 +158,36 @@ def fit(
     accelerator: Accelerator,
     *,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    after_step: Callable[[int], dict[str, float]] | None = None,
+    after_step: Callable[[int], dict[str, Any]] | None = None,
     learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> dict[str, float]:
     """Train `model`, whose `forward(batch)` answers a dict of scalars with "loss" among them, in place.
 
-    Leaves the (averaged) weights in `model` and answers the last logged and validation metrics. `after_step` runs once
-    an optimiser step, on every process; `learning_rate_scale` answers a factor for a parameter's name, 0 freezes it.
+    Leaves the whole (averaged) weights in `model`, on every process and also under DeepSpeed, and answers the last
+    logged and validation metrics; the last validation is that of these weights. `after_step` runs once an optimiser
+    step, on every process; what it answers is logged, lists too. `learning_rate_scale` answers a factor for a
+    parameter's name, 0 freezes it.
 
     Raises:
-        TrainingError: a loss is not finite; the message names the step, the terms and the samples.
+        TrainingError: a loss or gradient is not finite; the message names the step, the terms and the samples.
+        CheckpointError: the directory's training state is of another model or number of processes.
         KeyboardInterrupt: a signal asked to stop; the state is saved.
     """
     loop = _Loop(model, dataset, config, stage, accelerator, learning_rate_scale)
-    with _StopSignal(accelerator) as stop:
+    with StopSignal(accelerator) as stop:
         for step in loop.steps():
             loop.step(step, after_step)
             finished = step + 1 == config.steps
-            if validate and (finished or (step + 1) % config.validate_every == 0):
-                loop.validate(step, validate)
+            if validate and not finished and (step + 1) % config.validate_every == 0:
+                loop.validate(step + 1, validate)
             stopping = stop.requested()
-            if (step + 1) % config.checkpoint_every == 0 or stopping:
+            if finished or stopping or (step + 1) % config.checkpoint_every == 0:
                 loop.save(step + 1)
             if stopping and not finished:
                 raise KeyboardInterrupt
+        loop.finish()
+        if validate:
+            loop.validate(config.steps, validate)
     return loop.close()
 
 
@@ -184,15 +205,15 @@ class _Loop:
         self.plain = model
         optimizer = torch.optim.AdamW(_groups(model, config, learning_rate_scale), betas=config.betas)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.average = None
+        self.average: list[Tensor] = []
         if config.average_decay:
-            self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            self.average = [tensor.detach().float().clone() for tensor in self._weights()]
         self.state = TrainingState.of(stage.path)
-        self.first_step = self.state.load(self.plain, self.optimizer.optimizer, self.average)
-        self.metrics = _Metrics(
-            stage.path / "metrics.jsonl", self.first_step, accelerator, config, str(stage.record["name"])
-        )
-        self.latest: dict[str, float] = {}
+        self.sharded = ZeroState(self.state, self.model, accelerator) if is_zero(accelerator) else None
+        self.first_step = self._load()
+        if config.tracker != "none":
+            start_tracker(accelerator, config.tracker, str(stage.record["name"]), config.model_dump(mode="json"))
+        self.metrics = MetricsLog(stage.path / "metrics.jsonl", self.first_step, accelerator)
 
     def steps(self) -> Any:
         self.progress = tqdm(
@@ -206,20 +227,18 @@ class _Loop:
         )
         return self.progress
 
-    def step(self, step: int, after_step: Callable[[int], dict[str, float]] | None) -> None:
+    def step(self, step: int, after_step: Callable[[int], dict[str, Any]] | None) -> None:
         self.model.train()
         learning_rate = learning_rate_at(step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
-        terms: dict[str, Tensor] = {}
         for micro in range(self.config.gradient_accumulation):
-            terms = self._micro_step(step * self.config.gradient_accumulation + micro)
+            self.metrics.add_terms(self._micro_step(step * self.config.gradient_accumulation + micro))
         self._update_average(step)
-        extra = after_step(step) if after_step else {}
-        self.metrics.add(step, terms, {"learning_rate": learning_rate} | extra)
+        self.metrics.facts |= {"learning_rate": learning_rate} | (after_step(step) if after_step else {})
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            self.latest |= self.metrics.flush(step)
-            self.progress.set_postfix(loss=f"{self.latest['loss']:.4f}")
+            self.metrics.flush(step + 1)
+            self.progress.set_postfix(loss=f"{self.metrics.latest['loss']:.4f}")
 
     def _micro_step(self, micro: int) -> dict[str, Tensor]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -235,131 +254,86 @@ class _Loop:
         batch = {k: v.to(self.accelerator.device) for k, v in self.dataset.batch(indices, generator).items()}
         torch.manual_seed(int(generator.integers(2**62)))
         with self.accelerator.accumulate(self.model):
-            with self.accelerator.autocast():
-                terms = self.model(batch)
-            if not torch.isfinite(terms["loss"]):
-                self._refuse(micro, terms, indices)
+            terms = self.model(batch)
+            self._require_finite("loss", micro, terms, indices)
             self.accelerator.backward(terms["loss"])
             if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+                self._require_finite("gradient", micro, terms | {"gradient": torch.as_tensor(norm)}, indices)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return {name: value.detach() for name, value in terms.items()}
 
-    def _refuse(self, micro: int, terms: dict[str, Tensor], indices: np.ndarray) -> None:
+    def _require_finite(self, name: str, micro: int, terms: dict[str, Tensor], indices: np.ndarray) -> None:
+        """On all processes or on none, so that none waits for another that is gone."""
+        bad = (~torch.isfinite(terms[name].detach())).float().reshape(1).to(self.accelerator.device)
+        ranks = self.accelerator.gather(bad).nonzero().flatten().tolist()
+        if not ranks:
+            return
+        if self.accelerator.process_index not in ranks:
+            raise TrainingError(
+                f"the {name} of micro-step {micro} is not finite on process {ranks[0]}; see its message"
+            )
         values = {name: value.item() for name, value in terms.items()}
         raise TrainingError(
-            f"the loss of micro-step {micro} is not finite: {values}; samples {self.dataset.describe(indices)[:8]}. "
+            f"the {name} of micro-step {micro} is not finite: {values}; samples {self.dataset.describe(indices)[:8]}. "
             "Lower the learning rate, or look at these samples"
         )
 
+    def _weights(self) -> list[Tensor]:
+        return own_weights(self.optimizer.optimizer)
+
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _update_average(self, step: int) -> None:
-        if self.average is None:
-            return
-        decay = min(self.config.average_decay, (1 + step) / (10 + step))
-        values = self.plain.state_dict()
-        smooth = [name for name, value in values.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.average[n] for n in smooth], [values[n] for n in smooth], 1 - decay)
-        for name in set(values) - set(smooth):
-            self.average[name].copy_(values[name])
+        if self.average:
+            decay = min(self.config.average_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.average, [weights.float() for weights in self._weights()], 1 - decay)
 
     def validate(self, step: int, validate: Callable[[nn.Module], dict[str, float]]) -> None:
         self.plain.eval()
-        with torch.inference_mode(), self.accelerator.autocast():
+        device = self.accelerator.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config)):
             measured = {f"validation_{name}": value for name, value in validate(self.plain).items()}
-        self.latest |= measured
-        self.metrics.write({"step": step + 1, **measured})
+        self.metrics.write({"step": step, **measured})
+
+    def _buffers(self) -> dict[str, Tensor]:
+        kept = self.plain.state_dict()
+        return {name: buffer for name, buffer in self.plain.named_buffers() if name in kept}
 
     def save(self, step: int) -> None:
+        if self.sharded:
+            self.sharded.save(step, self.average, self._buffers())
+        else:
+            rows = {name: self.accelerator.gather(buffer[None]) for name, buffer in self._buffers().items()}
+            ranks = range(self.accelerator.num_processes)
+            buffers = [{name: row[rank] for name, row in rows.items()} for rank in ranks]
+            if self.accelerator.is_main_process:
+                self.state.save(step, self.plain, self.optimizer.optimizer, self.average, buffers)
         if self.accelerator.is_main_process:
-            self.state.save(step, self.plain, self.optimizer.optimizer, self.average)
             self.stage.keep_time()
         self.accelerator.wait_for_everyone()
 
+    def _load(self) -> int:
+        if self.sharded:
+            return self.sharded.load(self.average)
+        where = (self.accelerator.process_index, self.accelerator.num_processes)
+        return self.state.load(self.plain, self.optimizer.optimizer, self.average, *where)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def finish(self) -> None:
+        """Leave the result in the model that was given."""
+        for weights, average in zip(self._weights() if self.average else [], self.average, strict=True):
+            weights.copy_(average)
+        if self.sharded:
+            make_plain(self.plain, self.accelerator)
+
     def close(self) -> dict[str, float]:
-        if self.average is not None:
-            self.plain.load_state_dict(self.average)
         self.plain.eval()
         self.progress.close()
-        if self.config.tracker != "none":
-            self.accelerator.end_training()
-        return self.latest
-
-
-class _Metrics:
-    """Means over the steps since the last line, over all processes; lines after the resumed step are dropped."""
-
-    def __init__(
-        self, path: Path, first_step: int, accelerator: Accelerator, config: TrainingConfig, name: str
-    ) -> None:
-        self.path, self.accelerator = path, accelerator
-        self.tracked = config.tracker != "none"
-        self.sums: dict[str, Tensor] = {}
-        self.plain: dict[str, float] = {}
-        self.count = 0
-        self.since = time.monotonic()
-        if accelerator.is_main_process and path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-        if self.tracked:
-            _start_tracker(accelerator, config, name)
-
-    def add(self, step: int, terms: dict[str, Tensor], plain: dict[str, float]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.float()
-        self.plain |= plain
-        self.count += 1
-
-    def flush(self, step: int) -> dict[str, float]:
-        means = {name: value / self.count for name, value in self.sums.items()}
-        if self.accelerator.num_processes > 1:
-            means = self.accelerator.reduce(means, reduction="mean")
-        values = {name: value.item() for name, value in means.items()} | self.plain
-        rate = self.count / (time.monotonic() - self.since)
-        self.write({"step": step + 1, **values, "steps_per_s": round(rate, 3)})
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
-        return values
-
-    def write(self, line: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            if self.tracked:
-                self.accelerator.log(line, step=line["step"])
-
-
-class _StopSignal:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.is_set = False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
-        if self.accelerator.is_main_process:
-            say("stopping after this step; the training state will be saved (again to stop at once)")
-
-    def requested(self) -> bool:
-        """Whether any process was asked to stop."""
-        if self.accelerator.num_processes == 1:
-            return self.is_set
-        flag = torch.tensor(float(self.is_set), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+        # Not accelerator.end_training: it also ends the process group, which the caller still needs.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return self.metrics.latest
 
 
 def _groups(model: nn.Module, config: TrainingConfig, scale_of: Callable[[str], float]) -> list[dict[str, Any]]:
@@ -372,11 +346,3 @@ def _groups(model: nn.Module, config: TrainingConfig, scale_of: Callable[[str], 
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     return [{"params": p, "scale": s, "weight_decay": d, "lr": 0.0} for (s, d), p in groups.items()]
-
-
-def _start_tracker(accelerator: Accelerator, config: TrainingConfig, name: str) -> None:
-    logged_in = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-    if config.tracker == "wandb" and not logged_in:
-        os.environ.setdefault("WANDB_MODE", "offline")
-        say("wandb: nobody is logged in, so the run is kept offline; `wandb sync` uploads it later")
-    accelerator.init_trackers(name, config=config.model_dump(mode="json"))
