@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from core.config import Config, ConfigError, load_config
 
@@ -17,6 +18,7 @@ STATED = {
     "the time it takes, in seconds, minutes or hours": r"\b(second|minute|hour)s?\b",
     "the number to expect (Expected: ...)": r"\bExpected: ",
 }
+LAUNCHERS = ROOT / "configs/accelerate"
 STANDS_FOR_A_PATH = "given-on-the-command-line"
 
 
@@ -69,10 +71,21 @@ def missing_keys(kind: type[Config], path: Path, overrides: dict[str, Any]) -> l
 
 
 def test_every_configuration_says_what_it_is_for_and_loads():
-    files = sorted((ROOT / "configs").rglob("*.y*ml"))
+    files = sorted(path for path in (ROOT / "configs").rglob("*.y*ml") if path.parent != LAUNCHERS)
     wrong = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in problems(path)]
     assert not wrong, "\n" + "\n".join(wrong)
-    assert not [path for path in (ROOT / "configs").rglob("*") if path.is_file() and path not in files]
+    others = {*files, *LAUNCHERS.iterdir()}
+    assert not [path for path in (ROOT / "configs").rglob("*") if path.is_file() and path not in others]
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCHERS.iterdir()), ids=lambda path: path.name)
+def test_a_launcher_file_shows_its_command_and_leaves_the_training_to_the_scripts(path):
+    """Accelerate reads these; `TrainingConfig` decides precision, accumulation and clipping."""
+    assert re.search(rf"accelerate launch --config_file configs/accelerate/{path.name} ", opening_comment(path))
+    assert "torchrun" in opening_comment(path)
+    settings = yaml.safe_load(path.read_text())
+    assert settings["mixed_precision"] == "no"
+    assert not {"gradient_accumulation_steps", "gradient_clipping"} & set(settings.get("deepspeed_config", {}))
 
 
 HEADER = "# scripts/stage.py: to try things.\n# Hardware: 2 CPU cores, a minute. Expected: 0.5. Give --out.\n"
