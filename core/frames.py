@@ -283,7 +283,7 @@ def _work(chunk: Chunk) -> Chunk:
 
 
 def _encode_chunk(chunk: Chunk, directory: Path, store: Store, encoder: VisualEncoder, pool: int) -> None:
-    device = encoder.mean_and_std.device
+    device = encoder.device
     images = torch.from_numpy(store.frames(chunk.episode, chunk.view, range(chunk.start, chunk.stop)))
     batches = [_pooled(encoder(batch.to(device)), encoder.grid, pool) for batch in images.split(BATCH[device.type])]
     features = torch.cat(batches).half().cpu()

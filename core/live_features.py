@@ -67,7 +67,7 @@ class LiveFeatures:
         return images
 
     def _encoded(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n patches dim"]:
-        device = self.encoder.mean_and_std.device
+        device = self.encoder.device
         stacked = torch.from_numpy(np.stack(images))
         parts = [self.encoder(part.to(device)).half().cpu() for part in stacked.split(BATCH[device.type])]
         return torch.cat(parts).numpy()

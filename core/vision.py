@@ -1,5 +1,6 @@
 """Frozen visual towers by name: images in, patch tokens out."""
 
+import re
 from typing import Literal, NamedTuple
 
 import timm
@@ -18,7 +19,7 @@ class EncoderConfig(Config):
     """Which visual tower, and how images enter it."""
 
     name: str = DEFAULT_TOWER
-    """Any vision transformer of timm, with its tag."""
+    """Any vision transformer of timm, with its tag; pixels_patch14 for the pixels of 14 x 14 patches themselves."""
     image_size: int = 112
     """Images are resized to this many pixels a side (aspect ratio is not kept); a multiple of the patch size."""
     weights: str = "auto"
@@ -35,19 +36,21 @@ class Grid(NamedTuple):
 
 
 class VisualEncoder(torch.nn.Module):  # type: ignore[misc]
-    """A frozen vision transformer with its own resizing and normalisation; never trained, always in evaluation mode."""
+    """Images of any size to tokens, row by row; never trained, always in evaluation mode."""
 
-    def __init__(self, tower: torch.nn.Module, config: EncoderConfig, source: str, fingerprint: str) -> None:
+    def __init__(self, config: EncoderConfig, grid: Grid, dim: int, source: str, fingerprint: str) -> None:
         super().__init__()
-        self.tower = tower.requires_grad_(False).eval()
-        self.image_size = config.image_size
-        self.source = source
-        self.fingerprint = fingerprint
-        self.grid = Grid(*tower.patch_embed.grid_size)
-        self.num_patches = self.grid.rows * self.grid.cols
-        self.dim: int = tower.num_features
-        statistics = torch.tensor([tower.pretrained_cfg["mean"], tower.pretrained_cfg["std"]])
-        self.register_buffer("mean_and_std", 255 * statistics, persistent=False)
+        self.image_size, self.grid, self.num_patches, self.dim = config.image_size, grid, grid.rows * grid.cols, dim
+        self.source, self.fingerprint = source, fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+        return self.mean_and_std.device
+
+    def _standardise(self, statistics: dict) -> None:
+        values = torch.tensor([statistics["mean"], statistics["std"]])
+        self.register_buffer("mean_and_std", 255 * values, persistent=False)
 
     def train(self, mode: bool = True) -> "VisualEncoder":
         """Stay in evaluation mode, whatever the model around does."""
@@ -55,15 +58,45 @@ class VisualEncoder(torch.nn.Module):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def forward(self, images: UInt8[torch.Tensor, "n h w 3"]) -> Float[torch.Tensor, "n patches dim"]:
-        """Patch tokens after the final norm, row by row, in float32; class and register tokens are dropped."""
+        """Tokens of the patches, row by row, in float32."""
         pixels = rearrange(images, "n h w c -> n c h w").float()
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         mean, std = rearrange(self.mean_and_std, "kind c -> kind c 1 1")
-        dtype = next(self.tower.parameters()).dtype
-        tokens = self.tower.forward_features(((pixels - mean) / std).to(dtype))
+        return self.tokens((pixels - mean) / std)
+
+    def tokens(self, pixels: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n patches dim"]:
+        """Tokens of standardised images."""
+        raise NotImplementedError
+
+
+class Tower(VisualEncoder):
+    """A frozen vision transformer: its patch tokens after the final norm, without class and register tokens."""
+
+    def __init__(self, tower: torch.nn.Module, config: EncoderConfig, source: str, fingerprint: str) -> None:
+        super().__init__(config, Grid(*tower.patch_embed.grid_size), tower.num_features, source, fingerprint)
+        self.tower = tower.requires_grad_(False).eval()
+        self._standardise(tower.pretrained_cfg)
+
+    def tokens(self, pixels: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n patches dim"]:
+        """Patch tokens."""
+        tokens = self.tower.forward_features(pixels.to(next(self.tower.parameters()).dtype))
         return tokens[:, self.tower.num_prefix_tokens :].float()
+
+
+class PixelPatches(VisualEncoder):
+    """No tower: the standardised pixels of each patch, for latent actions that explain pixels (as LAPA's)."""
+
+    def __init__(self, patch: int, config: EncoderConfig, fingerprint: str) -> None:
+        side = config.image_size // patch
+        super().__init__(config, Grid(side, side), 3 * patch**2, "pixels", fingerprint)
+        self._standardise({"mean": (0.5,) * 3, "std": (0.25,) * 3})
+
+    def tokens(self, pixels: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n patches dim"]:
+        """Pixels of the patches, channel by channel."""
+        sides = {"rows": self.grid.rows, "cols": self.grid.cols}
+        return rearrange(pixels, "n c (rows down) (cols across) -> n (rows cols) (c down across)", **sides)
 
 
 def load_encoder(config: EncoderConfig, device: torch.device | str | None = None) -> VisualEncoder:
@@ -74,13 +107,15 @@ def load_encoder(config: EncoderConfig, device: torch.device | str | None = None
         WeightsError: the weights cannot be had.
     """
     device = default_device() if device is None else torch.device(device)
+    if patch := _pixel_patch(config):
+        return PixelPatches(patch, config, _fingerprint(config, "pixels")).to(device)
     weights = find_weights(config.name, config.weights)
     source = {"pretrained": False} if weights.path is None else _from_file(str(weights.path))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tower = _create(config, source)
     use_bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and bf16_is_fast(device))
-    encoder = VisualEncoder(tower, config, weights.source, _fingerprint(config, weights.fingerprint)).to(device)
+    encoder = Tower(tower, config, weights.source, _fingerprint(config, weights.fingerprint)).to(device)
     encoder.tower.to(torch.bfloat16 if use_bf16 else torch.float32)
     return encoder
 
@@ -91,11 +126,21 @@ def encoder_fingerprint(config: EncoderConfig) -> str:
     It identifies weights, architecture and image size. Precision is left out: features of one tower are meant to be
     exchanged between machines, and differ by rounding only.
     """
+    if _pixel_patch(config):
+        return _fingerprint(config, "pixels")
     return _fingerprint(config, find_weights(config.name, config.weights).fingerprint)
 
 
 def _fingerprint(config: EncoderConfig, weights_fingerprint: str) -> str:
     return fingerprint_of({"name": config.name, "image_size": config.image_size, "weights": weights_fingerprint})
+
+
+def _pixel_patch(config: EncoderConfig) -> int:
+    """Pixels a side of a patch where the pixels themselves are wanted, else 0."""
+    named = re.fullmatch(r"pixels_patch(\d+)", config.name)
+    if named and (not int(named[1]) or config.image_size % int(named[1])):
+        raise ValueError(f"encoder.image_size is {config.image_size}; it must be a multiple of {named[1]}")
+    return int(named[1]) if named else 0
 
 
 def _from_file(path: str) -> dict:

@@ -5,24 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import quickstart
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("latent_pretrained", "no_pretraining", "random", "shuffled_instruction")
-
-
-def quickstart(out: Path, *words: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["bash", "scripts/quickstart.sh", "--profile", "smoke", "--out", str(out), *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """The whole smoke profile, on real rendered episodes."""
-    out = tmp_path_factory.mktemp("chain") / "run"
-    done = quickstart(out)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
 
 
 @pytest.mark.sim

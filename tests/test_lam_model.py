@@ -2,13 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 
 from core.checkpoint import CheckpointError
-from lam.bottlenecks.interface import codebook_health
-from lam.bottlenecks.vq import VectorQuantizer
-from lam.codebook_watch import CodebookWatch
 from lam.config import LamConfig
 from lam.model import LatentActionModel
 from lam.objectives.by_name import OBJECTIVES
@@ -94,53 +90,6 @@ def test_foreign_files_and_forms_without_a_place_in_the_layout_are_refused():
         to_published(small(network="perceptron"))
 
 
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_the_quantizer_agrees_with_a_naive_loop(is_shared):
-    torch.manual_seed(0)
-    quantizer = VectorQuantizer(num_codes=5, dim=3, num_tokens=4, beta=0.25, is_shared=is_shared)
-    torch.nn.init.normal_(quantizer.codebook)
-    encodings = torch.randn(7, 4, 3)
-    answer = quantizer(encodings)
-    total = 0.0
-    for b in range(7):
-        for t in range(4):
-            book = quantizer.codebook[0 if is_shared else t]
-            distances = [float(((encodings[b, t] - code) ** 2).sum()) for code in book]
-            best = distances.index(min(distances))
-            assert answer.indices[b, t] == best
-            torch.testing.assert_close(answer.codes[b, t], book[best].detach(), atol=1e-6, rtol=0)
-            total += min(distances) / 3
-    assert answer.loss.item() == pytest.approx(1.25 * total / 28, rel=1e-5)
-    assert quantizer.counts.sum() == 28
-
-
-def test_gradients_pass_straight_through_the_quantizer():
-    quantizer = VectorQuantizer(num_codes=5, dim=3, num_tokens=2, beta=0.0, is_shared=True)
-    encodings = torch.randn(4, 2, 3, requires_grad=True)
-    (2 * quantizer(encodings).codes).sum().backward()
-    torch.testing.assert_close(encodings.grad, torch.full_like(encodings, 2.0))
-
-
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_dead_codes_are_replaced_by_encodings_and_live_ones_stay(is_shared):
-    quantizer = VectorQuantizer(num_codes=4, dim=3, num_tokens=2, beta=0.25, is_shared=is_shared)
-    quantizer.counts[:] = torch.tensor([10.0, 10.0, 10.0, 0.0])
-    before = quantizer.codebook.detach().clone()
-    encodings = torch.randn(50, 2, 3) + 100
-    assert quantizer.revive(encodings, torch.Generator().manual_seed(0)) == (1 if is_shared else 2)
-    assert torch.equal(quantizer.codebook[:, :3], before[:, :3])
-    assert (quantizer.codebook[:, 3] > 50).all()
-    assert not quantizer.counts.any()
-
-
-def test_perplexity_is_that_of_the_counts():
-    even = codebook_health(torch.full((4, 16), 3))
-    assert even["perplexity"] == pytest.approx(16)
-    one = codebook_health(torch.nn.functional.one_hot(torch.zeros(4, dtype=torch.long), 16))
-    assert one["perplexity"] == pytest.approx(1)
-    assert one["usage"] == pytest.approx(1 / 16)
-
-
 def test_the_encoding_depends_on_both_frames_and_the_first_frame_does_not_see_the_second():
     model = small().eval()
     features = torch.randn(2, 2, 9, 12)
@@ -182,15 +131,3 @@ def test_a_perceptron_sees_every_patch_of_both_frames_and_decodes_from_frame_and
         other = action.clone()
         other[0, token] += 1
         assert not torch.allclose(predicted, model.decode(first, other))
-
-
-def test_a_collapsed_codebook_is_said_once_with_what_to_try(capsys):
-    model = small(codebook="per_token")
-    watch = CodebookWatch(model, Accelerator(cpu=True), revive_every=10, steps=10, seed=0)
-    for check in range(1, 7):
-        model.bottleneck.counts.zero_()
-        model.bottleneck.counts[:, 3] = 100
-        assert watch(10 * check * 100 - 1)["perplexity"] == pytest.approx(1)
-        said = capsys.readouterr().err
-        assert ("collapsed" in said) == (check == 4)
-        assert ("normalise_encodings" in said) == (check == 4)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from core.zero import set_parameter, whole
 from lam.bottlenecks.interface import Bottleneck, Quantized, dead_codes
 
 
@@ -48,8 +49,8 @@ class VectorQuantizer(Bottleneck):
         Before anything was counted this places all codes. With the same encodings, counts and generator on every
         process, the result is the same on every process.
         """
-        replaced, dead = new_codes(self.codebook, self.counts, encodings, generator)
-        self.codebook.copy_(replaced)
+        replaced, dead = new_codes(whole(self.codebook), self.counts, encodings, generator)
+        set_parameter(self.codebook, dead, replaced[dead])
         self.counts.zero_()
         return int(dead.sum())
 
