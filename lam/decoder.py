@@ -4,11 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lam.blocks import SpatialBlock, sinusoidal_positions
+from lam.blocks import SpatialBlock, run_block, sinusoidal_positions
 
 
 class FeatureDecoder(nn.Module):
     """Sees one view's first frame and action tokens from any view; knows neither view nor camera pose."""
+
+    checkpoint_gradients = False
+    """Whether blocks forget their activations and compute them again for the backward pass."""
 
     def __init__(
         self, feature_dim: int, patches: int, width: int, blocks: int, heads: int, num_tokens: int, code_dim: int
@@ -28,5 +31,5 @@ class FeatureDecoder(nn.Module):
         tokens = self.embed(torch.cat([self.action_up(action), self.patch_up(features)], dim=1)) + self.positions
         tokens = tokens[:, None]
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run_block(block, tokens, forget=self.checkpoint_gradients)
         return self.out(tokens[:, 0, action.shape[1] :])

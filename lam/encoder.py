@@ -5,11 +5,14 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lam.blocks import SpatioTemporalBlock, sinusoidal_positions
+from lam.blocks import SpatioTemporalBlock, run_block, sinusoidal_positions
 
 
 class LatentActionEncoder(nn.Module):
     """Learned queries ride along with the patches of both frames; those of the later frame are the encoding."""
+
+    checkpoint_gradients = False
+    """Whether blocks forget their activations and compute them again for the backward pass."""
 
     def __init__(
         self, feature_dim: int, patches: int, width: int, blocks: int, heads: int, num_tokens: int, code_dim: int
@@ -23,9 +26,10 @@ class LatentActionEncoder(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch 2 patches dim"]) -> Float[Tensor, "batch tokens code_dim"]:
         """Action tokens of the transition from the first to the second frame."""
-        batch, frames = features.shape[:2]
-        queries = repeat(self.queries, "tokens dim -> batch frames tokens dim", batch=batch, frames=frames)
-        tokens = self.embed(torch.cat([queries.to(features.dtype), features], dim=2)) + self.positions
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.to_code(tokens[:, 1, : len(self.queries)])
+        queries = repeat(self.embed(self.queries), "tokens width -> batch 2 tokens width", batch=len(features))
+        tokens = torch.cat([queries, self.embed(features)], dim=2) + self.positions
+        forget = self.checkpoint_gradients
+        for block in self.blocks[:-1]:
+            tokens = run_block(block, tokens, forget=forget)
+        tokens = run_block(self.blocks[-1], tokens, len(self.queries), forget=forget)
+        return self.to_code(tokens[:, 1])
