@@ -85,6 +85,7 @@ def label(config: LabelConfig) -> None:
     if stage.is_done:
         return
     shards = list(shards_of(store, source, views, facts, config))
+    require_fit(model, shards[0].dataset)
     label_shards(model, shards, stage.path, config, processes)
     processes.wait_for_everyone()
     if processes.is_main_process:
@@ -95,6 +96,21 @@ def label(config: LabelConfig) -> None:
         used = [len(np.unique(column)) for column in labels.codes.T]
         stage.finish({"labels": len(labels.codes), "codes_used_by_token": used})
     processes.wait_for_everyone()
+
+
+def require_fit(model: LatentActionModel, dataset: TransitionDataset) -> None:
+    """Refuse features of another form than those the model was trained on.
+
+    Raises:
+        LabelsError: patches or channels differ.
+    """
+    given, wanted = (dataset.num_patches, dataset.source.dim), (model.patches, model.feature_dim)
+    if given != wanted:
+        raise LabelsError(
+            f"the features of {dataset.store.path} have (patches, channels) {given} after pooling by "
+            f"{dataset.options.pool}, the latent action model takes {wanted}; cache them with the same encoder, image "
+            "size and pool as those that it was trained on"
+        )
 
 
 def start_processes() -> PartialState:

@@ -16,7 +16,7 @@ from lam.audit.probes import linear_probe, one_hot
 from lam.checkpoint import load_lam
 from lam.codebook_watch import start_codebook
 from lam.dataset import DataOptions, TransitionDataset, transition_actions
-from lam.label import codes_of
+from lam.label import codes_of, require_fit
 from lam.mixture import Mixture
 from lam.model import LatentActionModel
 
@@ -74,6 +74,7 @@ def audit(config: AuditConfig) -> None:
     sample = take_sample(store, cache, config, *forms.pop())
     rows = []
     for name, (model, _) in models.items():
+        require_fit(model, sample.dataset)
         rows.append(row(name, sample_codes(model, sample), model.config.num_codes, sample, config))
     rows.append(floor_row(next(iter(models.values()))[0], sample, config))
     rows.append(features_row(sample, config))

@@ -1,0 +1,153 @@
+"""Labels: the same however many processes make them and however often they die; one view's, each's, or a vote."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.labels import LabelsError, LatentLabels
+from core.store import Store
+from lam import label as module
+from lam.checkpoint import load_lam
+from lam.dataset import DataOptions, TransitionDataset
+from lam.label import LabelConfig, codes_of, label, majority
+from lam.sources import open_features
+
+ROOT = Path(__file__).parents[1]
+
+
+def config(chain: Path, out: Path, **changes) -> LabelConfig:
+    values = {"lam": chain / "lam", "store": chain / "episodes", "features": chain / "features", "out": out}
+    return LabelConfig(**({name: str(path) for name, path in values.items()} | changes))
+
+
+def made(settings: LabelConfig) -> LatentLabels:
+    label(settings)
+    return LatentLabels.load(Path(settings.out) / "labels.safetensors")
+
+
+def same(one: LatentLabels, other: LatentLabels) -> bool:
+    return one.info == other.info and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("episodes", "frames", "views", "codes")
+    )
+
+
+def test_a_vote_is_the_most_frequent_code_and_the_earlier_cameras_in_a_tie():
+    codes = np.array([[3, 1], [2, 1], [2, 0], [5, 5], [4, 5]])
+    voted = majority(codes, np.array([0, 0, 0, 1, 1]), 6)
+    assert voted.tolist() == [[2, 1]] * 3 + [[5, 5]] * 2
+
+
+@pytest.fixture(scope="module")
+def alone(chain, tmp_path_factory) -> LatentLabels:
+    """Labels of each camera, by this process alone."""
+    return made(config(chain, tmp_path_factory.mktemp("labels") / "each"))
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_each_camera_of_each_transition_is_labelled_as_one_at_a_time(chain, alone):
+    store = Store.open(chain / "episodes")
+    model, facts = load_lam(chain / "lam")
+    views = tuple(store.info.views)
+    seen = sum((record.length - 2) * len(record.views) for record in store.episodes)
+    assert len(alone.codes) == seen
+    source = open_features(store, str(chain / "features"), facts.encoder)
+    datasets = {
+        split: TransitionDataset(
+            store, source, gap_s=0.4, split=split, views=views, options=DataOptions(pool=facts.pool)
+        )
+        for split in ("train", "held_out")
+    }
+    agree = 0
+    rows = np.random.default_rng(0).choice(seen, 40, replace=False)
+    for row in rows:
+        where = (alone.episodes[row : row + 1], alone.frames[row : row + 1], np.array([2]), alone.views[row : row + 1])
+        split = store.episodes[int(where[0][0])].split
+        agree += np.array_equal(codes_of(model, datasets[split].features(*where))[0], alone.codes[row])
+    assert agree >= 38, "batches may round differently, hardly ever enough to choose another code"
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_two_processes_give_the_labels_of_one(chain, alone, tmp_path, monkeypatch):
+    settings = config(chain, tmp_path / "two")
+    words = [word for key in ("lam", "store", "features", "out") for word in (f"--{key}", getattr(settings, key))]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "scripts/label_latents.py", "--config", "configs/lam/label.yaml", *words, "--views", "[]"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same(LatentLabels.load(tmp_path / "two" / "labels.safetensors"), alone)
+    assert not list((tmp_path / "two").glob("shard-*"))
+
+
+SLOW_LABELLING = """
+import sys, time
+from lam import label as module
+from lam.label import LabelConfig, label
+module.SHARD_TRANSITIONS = 32
+whole = module.label_shard
+def slowly(*arguments):
+    time.sleep(0.2)
+    return whole(*arguments)
+module.label_shard = slowly
+label(LabelConfig(**eval(sys.argv[1])))
+"""
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_a_killed_run_goes_on_with_the_shards_that_are_missing(chain, tmp_path, monkeypatch):
+    settings = config(chain, tmp_path / "killed")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SLOW_LABELLING, str(settings.model_dump())]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "killed").glob("shard-*.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("shard-*.safetensors")}
+    assert len(kept) >= 2
+    monkeypatch.setattr(module, "SHARD_TRANSITIONS", 32)
+    labelled = []
+    whole = module.label_shard
+    monkeypatch.setattr(module, "label_shard", lambda m, shard, c: labelled.append(shard.number) or whole(m, shard, c))
+    resumed = made(settings)
+    assert not {f"shard-{number:06d}.safetensors" for number in labelled} & {path.name for path in kept}
+    assert same(resumed, made(config(chain, tmp_path / "straight")))
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_a_vote_gives_all_cameras_of_a_transition_one_label_and_one_camera_can_be_chosen(chain, alone, tmp_path):
+    voted = made(config(chain, tmp_path / "vote", vote=True))
+    keys = voted.episodes.astype(np.int64) * 10**6 + voted.frames
+    for key in np.unique(keys):
+        assert len(np.unique(voted.codes[keys == key], axis=0)) == 1
+    assert voted.info.is_vote
+    left = made(config(chain, tmp_path / "one", views=("random_1",)))
+    position = alone.info.views.index("random_1")
+    assert len(left.codes) == (alone.views == position).sum()
+    assert (left.views == 0).all()
+    assert left.info.views == ("random_1",)
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_labelling_refuses_unknown_cameras_and_features_of_another_form(chain, tmp_path):
+    with pytest.raises(LabelsError, match=r"has no views \['top'\]"):
+        label(config(chain, tmp_path / "top", views=("top",)))
+    model, facts = load_lam(chain / "lam")
+    store = Store.open(chain / "episodes")
+    source = open_features(store, str(chain / "features"), facts.encoder)
+    options = DataOptions(pool=1)
+    dataset = TransitionDataset(store, source, gap_s=0.4, split="train", views=["front"], options=options)
+    with pytest.raises(LabelsError, match=r"\(64, 384\) after pooling by 1, the latent action model takes \(16, 384\)"):
+        module.require_fit(model, dataset)
