@@ -1,0 +1,1 @@
+"""A page that shows what the codes of a latent action model mean."""

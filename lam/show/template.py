@@ -1,0 +1,73 @@
+"""The template of the page, and how its numbers are written."""
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lam.show.agreement import Interval
+from lam.show.meanings import Direction
+from lam.show.sample import ShowError
+
+TEMPLATE = Path(__file__).with_name("page.html")
+NEEDED = ("jinja2", "matplotlib")
+
+
+def check_drawing() -> None:
+    """Before the work is done, that it can be shown.
+
+    Raises:
+        ShowError: what the page is made with is not installed.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ShowError(f"the page is made with {' and '.join(missing)}; install: pip install 'mvp-lam[report]'")
+
+
+def render(values: dict[str, Any]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, StrictUndefined
+
+    from lam.show.charts import camera_colour, colour_of_direction, matrix_colour
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "percents": percents,
+        "number": number,
+        "arrow": arrow,
+    }
+    environment.globals |= {"hue": colour_of_direction, "camera_colour": camera_colour, "shade": matrix_colour}
+    return environment.from_string(TEMPLATE.read_text()).render(**values)
+
+
+def percent(share: float) -> str:
+    """`12 %`, with a digit more where it is small."""
+    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def number(value: float, form: str = "%.2f") -> str:
+    """A dash where there is none."""
+    return (form % value).replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "\N{EN DASH}"
+
+
+def interval(bounds: Interval) -> str:
+    """`0.12 to 0.34`."""
+    return f"{number(bounds.low)} to {number(bounds.high)}" if math.isfinite(bounds.low) else "no interval"
+
+
+def percents(bounds: Interval) -> str:
+    """`12 to 34 %`."""
+    if not math.isfinite(bounds.low):
+        return "no interval"
+    return f"{100 * bounds.low:.0f} to {100 * bounds.high:.0f} %"
+
+
+def arrow(direction: Direction) -> tuple[float, float]:
+    """Where an arrow ends that points the mean's way and is as long as the direction is steady, +y upwards."""
+    length = math.hypot(*direction.mean)
+    if not direction.moving or not length:
+        return 0.0, 0.0
+    x, y = direction.mean
+    return direction.steadiness * x / length, -direction.steadiness * y / length
