@@ -13,6 +13,8 @@ from lam.bottlenecks.interface import codebook_health
 from lam.mixture import Mixture
 from lam.model import LatentActionModel
 
+CHECK_EVERY = 50
+"""Steps between looks at a codebook whose codes are never replaced."""
 COLLAPSED_PERPLEXITY = 2.0
 COLLAPSED_CHECKS = 4
 LAST_REVIVAL = 0.8
@@ -25,7 +27,7 @@ COLLAPSED = (
 
 
 class CodebookWatch:
-    """After each step; every `revive_every` steps counts are summed over processes and unused codes replaced.
+    """After each step; every `revive_every` steps (0: never) counts are summed over processes and unused codes replaced.
 
     The new codes are perturbed encodings of the main process's last batch, so that all processes place the same ones.
     """
@@ -34,19 +36,20 @@ class CodebookWatch:
         self, model: LatentActionModel, accelerator: Accelerator, *, revive_every: int, steps: int, seed: int
     ) -> None:
         self.bottleneck, self.accelerator = model.bottleneck, accelerator
-        self.every, self.steps, self.seed = revive_every, steps, seed
+        self.every, self.seed = revive_every or CHECK_EVERY, seed
+        self.last_revival = LAST_REVIVAL * steps if revive_every else 0
         self.low_checks = 0
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, Any]:
-        """Codebook metrics on the steps that replace codes, nothing on the others."""
-        if self.bottleneck.num_codes is None or not self.every or (step + 1) % self.every:
+        """Codebook metrics every so many steps, nothing on the others."""
+        if self.bottleneck.num_codes is None or (step + 1) % self.every:
             return {}
         counts = self.accelerator.reduce(self.bottleneck.counts.clone(), reduction="sum")
         self.bottleneck.counts.copy_(counts)
         metrics: dict[str, Any] = codebook_health(counts) | {"code_histogram": counts.tolist()}
         self._warn_of_collapse(metrics["perplexity"], step)
-        if step + 1 <= LAST_REVIVAL * self.steps:
+        if step + 1 <= self.last_revival:
             assert self.bottleneck.recent is not None
             encodings = broadcast(self.bottleneck.recent.contiguous(), 0)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)

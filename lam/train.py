@@ -37,7 +37,7 @@ class TrainLamConfig(DataConfig):
     labelled_fraction: float = 1.0
     """Share of the episodes whose actions objective action_supervised may see; no other sees any."""
     revive_every: int = 50
-    """Steps between replacements of codes that are not used; 0: never."""
+    """Steps between replacements of codes that are not used, which are placed on encodings at the start; 0: neither."""
     gradient_checkpointing: bool = False
     """Activations are computed again when gradients need them: less memory, a third more time."""
     model: LamConfig = LamConfig()
@@ -63,7 +63,8 @@ def train(config: TrainLamConfig) -> None:
     datasets = {split: transitions_for(config, sources, split) for split in ("train", "held_out")}
     torch.manual_seed(config.training.seed)
     model = LatentActionModel(config.model, datasets["train"].dim, datasets["train"].num_patches)
-    start_codebook(model, datasets["train"], config.training.seed)
+    if config.revive_every:
+        start_codebook(model, datasets["train"], config.training.seed)
     objective = make_objective(config, model, sources)
     watch = CodebookWatch(
         model,
