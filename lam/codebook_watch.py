@@ -27,7 +27,7 @@ COLLAPSED = (
 
 
 class CodebookWatch:
-    """After each step; every `revive_every` steps (0: never) counts are summed over processes and unused codes replaced.
+    """After each step; every `revive_every` steps (0: never) counts are summed over processes, unused codes replaced.
 
     The new codes are perturbed encodings of the main process's last batch, so that all processes place the same ones.
     """
