@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -220,9 +221,10 @@ def _claim(path: Path) -> Any:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete temporary files (.NAME.NUMBER) of a process that was killed while it wrote; the lock says it is gone."""
+    """Delete temporary files of a process that was killed while it wrote; the lock says that it is gone."""
     for left in path.glob(".*"):
-        if left.suffix[1:].isdigit():
+        # Ours are .NAME.NUMBER; safetensors writes to a .tmpXXXXXX before it renames.
+        if re.fullmatch(r"\.(.+\.\d+|tmp\w{6})", left.name):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
