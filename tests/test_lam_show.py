@@ -22,11 +22,11 @@ from lam.model import LatentActionModel
 from lam.show.agreement import agreement, agreement_of_pairs, entropy_bits
 from lam.show.findings import agreement_problems, codebook_problems
 from lam.show.history import perplexity, read_history
-from lam.show.meanings import direction_of
+from lam.show.meanings import direction_of, meanings_of_token, meanings_of_tuples
 from lam.show.nearest import distances_to_codes, mean_squared_distances, nearest_of_each, principal_plane
-from lam.show.sample import Motion, ShowError, take_clips
+from lam.show.sample import Clips, Motion, ShowError, take_clips
 from lam.show.stage import ShowConfig, held_out, show
-from lam.show.transplant import transplants
+from lam.show.transplant import gallery_of, of_pairs, transplants
 
 TINY = EncoderConfig(name="vit_tiny_patch16_224", image_size=32, weights="random", dtype="float32")
 OTHER = TINY.model_copy(update={"image_size": 64})
@@ -294,6 +294,21 @@ def test_the_plane_is_that_of_principal_components():
     assert principal_plane(np.ones((3, 1))).points.tolist() == [[0, 0]] * 3
 
 
+def test_codes_of_most_episodes_come_first_and_the_rest_is_counted():
+    indices = np.array([[0, 0]] * 5 + [[1, 2]] * 3 + [[3, 3]] * 2)
+    episodes = np.array([7] * 5 + [1, 2, 3] + [1, 2])
+    nothing = np.zeros(10)
+    clips = Clips(None, nothing, nothing, episodes, nothing, nothing, nothing, indices, nothing)
+    distances = np.arange(20.0)[::-1].reshape(10, 2)
+    found, left = meanings_of_tuples(clips, distances, None, most=2, examples=2)
+    assert [(one.codes, one.uses, one.episodes) for one in found] == [((1, 2), 3, 3), ((3, 3), 2, 2)]
+    assert left == 1
+    assert found[0].examples.tolist() == [7, 6]
+    found, left = meanings_of_token(clips, distances, 1, None, most=5, examples=2)
+    assert [one.codes for one in found] == [(2,), (3,), (0,)]
+    assert (left, found[2].examples.tolist()) == (0, [4])
+
+
 def test_a_direction_is_steady_where_all_go_one_way_and_leaves_little_motion_out():
     xy = np.array([[1.0, 0], [3.0, 0], [0, 1.0], [0, -1.0], [0, 0.001]])
     motion = Motion(xy, np.array([True, True, True, True, False]), "m")
@@ -311,18 +326,20 @@ def test_the_history_is_read_up_to_a_line_that_was_cut_off(tmp_path, cache):
     assert read_history(tmp_path) is None
 
 
-def test_a_transplant_never_shows_its_own_start_or_the_donors_episode(tmp_path, store, cache):
-    run = write_run(tmp_path / "lam", cache)
+def test_a_transplant_shows_the_nearest_frame_but_its_own_start_and_the_donors_episode(tmp_path, store, cache):
+    run = write_run(tmp_path / "lam", cache, predict_change=True)
     model, facts = load_lam(run)
     clips = take_clips(model, held_out(config_of(run, store, cache, tmp_path), store, cache, model, facts), 50, 0)
+    model.decoder.requires_grad_(False)
+    for weights in model.decoder.parameters():
+        weights.mul_(0.01)
     found, searched = transplants(model, clips, 1000, seed=0)
     assert searched == 2 * sum(LENGTHS[1::2])
     assert len(found) == 2 * 3
     for one in found:
         first = clips.features(np.array([one.receiver]))[0, 0].astype(np.float32)
-        with torch.inference_mode():
-            code = torch.from_numpy(clips.codes[[one.donor]])
-            result = model.decode(torch.from_numpy(first)[None], code)[0].numpy()
+        code = torch.from_numpy(clips.codes[[one.donor]])
+        result = model.decode(torch.from_numpy(first)[None], code)[0].numpy()
         camera = clips.dataset.views[clips.cameras[one.receiver]]
         start = (int(clips.episodes[one.receiver]), int(clips.frames[one.receiver]))
         choices = {}
@@ -334,7 +351,27 @@ def test_a_transplant_never_shows_its_own_start_or_the_donors_episode(tmp_path, 
         assert one.nearest == min(choices, key=choices.get)
         assert one.distance == pytest.approx(choices[one.nearest], rel=1e-3)
         assert one.own_distance == pytest.approx(np.square(first - result).mean(), rel=1e-3)
+        assert one.own_distance < 0.1 * one.distance
+        assert not one.is_moved
         assert clips.cameras[one.donor] == clips.cameras[one.receiver]
+
+
+def test_what_ends_like_the_donor_is_shown_by_another_episode_and_called_a_copy(tmp_path, store, cache):
+    run = write_run(tmp_path / "lam", cache, predict_change=True)
+    model, facts = load_lam(run)
+    clips = take_clips(model, held_out(config_of(run, store, cache, tmp_path), store, cache, model, facts), 50, 0)
+    model.decoder.requires_grad_(False)
+    for weights in model.decoder.parameters():
+        weights.mul_(0)
+    rows = np.flatnonzero((clips.cameras == 0) & (clips.frames >= clips.gap))
+    earlier = np.array([np.flatnonzero(clips.transitions == clips.transitions[r] - clips.gap)[0] for r in rows])
+    gallery = gallery_of(clips, 0, 1000, clips.episodes[rows])
+    found = of_pairs(model, clips, np.stack([earlier, rows], axis=1), gallery)
+    assert len(found) > 5
+    for one in found:
+        assert one.nearest[0] != clips.episodes[one.donor]
+        assert one.donor_distance == pytest.approx(0, abs=1e-6)
+        assert one._replace(own_distance=1.0).is_copy
 
 
 def test_the_manifest_holds_what_the_page_rests_on(tmp_path, store, cache):

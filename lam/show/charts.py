@@ -97,10 +97,7 @@ def perplexity_chart(history: History) -> str:
     _bare(axes)
     axes.grid(axis="y", color=GRID, lw=0.8)
     for token, values in enumerate(history.perplexity.T):
-        style = {"color": camera_colour(token), "lw": 1.4}
-        axes.plot(history.steps, values, **style)
-        axes.annotate(str(token), (history.steps[-1], values[-1]), (4, -3), textcoords="offset points", fontsize=8,
-                      color=style["color"])  # fmt: skip
+        axes.plot(history.steps, values, color=camera_colour(token), lw=1.4)
     codes = history.counts.shape[2]
     axes.axhline(codes, color=INK, lw=1, ls=(0, (4, 3)))
     axes.set(xlabel="training step", ylabel="perplexity", ylim=(0, 1.08 * codes))
@@ -109,6 +106,7 @@ def perplexity_chart(history: History) -> str:
     if np.nansum(history.revived) > 0:
         other = axes.twinx()
         _bare(other)
+        axes.patch.set_visible(False)
         known = np.isfinite(history.revived)
         other.vlines(history.steps[known], 0, history.revived[known], color=REVIVED_COLOUR, lw=2, alpha=0.5)
         other.set_ylim(0, 3 * float(np.nanmax(history.revived)))
@@ -121,16 +119,16 @@ def final_chart(counts: Int[np.ndarray, "tokens codes"]) -> str:
     """How often each code is used on held-out episodes at the end, a panel a token."""
     figure = _figure(4.8, 3.0)
     panels = figure.subplots(len(counts), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    figure.subplots_adjust(left=0.14, right=0.98, top=0.97, bottom=0.16, hspace=0.25)
+    figure.subplots_adjust(left=0.16, right=0.98, top=0.97, bottom=0.16, hspace=0.25)
     shares = 100 * counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     for token, axes in enumerate(panels):
         _bare(axes)
         axes.bar(np.arange(counts.shape[1]), shares[token], width=0.85, color=camera_colour(token))
         axes.axhline(100 / counts.shape[1], color=INK, lw=1, ls=(0, (4, 3)))
-        axes.set_ylabel(f"token {token}", color=INK, fontsize=8, rotation=0, ha="right", va="center")
+        text = f"token {token}\nmost {shares[token].max():.0f} %"
+        axes.set_ylabel(text, color=INK, fontsize=8, rotation=0, ha="right", va="center")
         axes.set_yticks([])
-        axes.annotate(f"most {shares[token].max():.0f} %", (1, 0.72), xycoords="axes fraction", ha="right",
-                      fontsize=8, color=INK)  # fmt: skip
+        axes.set_xlim(-0.6, counts.shape[1] - 0.4)
     panels[-1].set_xlabel("code", color=INK, fontsize=9)
     return _svg(figure, "final")
 
