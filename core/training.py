@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs
+from pydantic import field_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,6 +36,8 @@ class TrainingConfig(Config):
     """Samples a process and a micro-step."""
     gradient_accumulation: int = 1
     """Micro-steps an optimiser step."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """adam: weight decay is part of the gradient (L2) and covers every parameter, as in the published trainings."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     warmup_steps: int = 100
@@ -44,7 +47,7 @@ class TrainingConfig(Config):
     final_fraction: float = 0.02
     """Learning rate at the last step, as a fraction of the peak (cosine)."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices only."""
+    """Weight decay; adamw: decoupled, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Adam's decay rates."""
     clip_norm: float = 1.0
@@ -63,6 +66,11 @@ class TrainingConfig(Config):
     """Decides initial weights, data order and every random draw."""
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
     """Where metrics go besides metrics.jsonl; wandb stays offline where nobody is logged in."""
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: object) -> object:
+        return "no" if value is False else value
 
 
 @runtime_checkable
@@ -203,7 +211,8 @@ class _Loop:
     ) -> None:
         self.dataset, self.config, self.stage, self.accelerator = dataset, config, stage, accelerator
         self.plain = model
-        optimizer = torch.optim.AdamW(_groups(model, config, learning_rate_scale), betas=config.betas)
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+        optimizer = kind(_groups(model, config, learning_rate_scale), betas=config.betas)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average: list[Tensor] = []
         if config.average_decay:
@@ -343,6 +352,7 @@ def _groups(model: nn.Module, config: TrainingConfig, scale_of: Callable[[str], 
         if scale == 0.0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            decays = parameter.ndim >= 2 or config.optimizer == "adam"
+            decay = config.weight_decay if decays else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     return [{"params": p, "scale": s, "weight_decay": d, "lr": 0.0} for (s, d), p in groups.items()]
