@@ -56,8 +56,8 @@ class Gallery(NamedTuple):
 def transplants(model: LatentActionModel, clips: Clips, most_frames: int, seed: int) -> tuple[list[Transplant], int]:
     """Up to 100 transplants a camera in seeded order, and how many frames were searched for the nearest.
 
-    Donor and receiver are seen by one camera, no receiver's episode serves twice, and donors are the clips that change
-    more than half of their camera's do.
+    Donor and receiver are seen by one camera and are clips that change as much as its median one or more, else the
+    control would say nothing; no receiver's episode serves twice.
     """
     rng = np.random.default_rng(seed)
     found, searched = [], 0
@@ -74,8 +74,8 @@ def transplants(model: LatentActionModel, clips: Clips, most_frames: int, seed: 
 def draw_pairs(clips: Clips, camera: int, rng: np.random.Generator) -> Int[np.ndarray, "pairs 2"]:
     """Rows (donor, receiver) of different episodes."""
     rows = rng.permutation(np.flatnonzero(clips.cameras == camera))
-    receivers = rows[np.unique(clips.episodes[rows], return_index=True)[1]]
     donors = rows[clips.change[rows] >= np.median(clips.change[rows])]
+    receivers = donors[np.unique(clips.episodes[donors], return_index=True)[1]]
     pairs = []
     for receiver in rng.permutation(receivers)[:PAIRS_PER_CAMERA]:
         others = donors[clips.episodes[donors] != clips.episodes[receiver]]
