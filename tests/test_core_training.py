@@ -218,9 +218,15 @@ def weight_sum(module: nn.Module) -> float:
 
 def test_bf16_computes_in_bf16_in_training_and_validation_and_keeps_float32_weights(tmp_path):
     model = Steady()
-    validate = lambda module: {"loss": module({"x": torch.ones(4, 1)})["loss"].item()}  # noqa: E731
+    by_part = []
+
+    def validate(module):
+        by_part.append(module.net(torch.ones(4, 1)).dtype)
+        return {"loss": module({"x": torch.ones(4, 1)})["loss"].item()}
+
     lines = train(tmp_path / "bf16", model, mixed_precision="bf16", validate=validate)
     assert set(model.types) == {(True, torch.bfloat16), (False, torch.bfloat16)}
+    assert set(by_part) == {torch.bfloat16}
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     exact = train(tmp_path / "no", Steady(), validate=validate)
     for one, other in zip(lines, exact, strict=True):

@@ -35,8 +35,8 @@ class Model(nn.Module):
         return {"loss": (self.net(batch["x"]) - 3 * batch["x"] - batch["noise"]).square().mean()}
 
 
-def train(out: Path, steps: int = 30) -> None:
-    settings = config(steps=steps, checkpoint_every=1, log_every=1, average_decay=0.9)
+def train(out: Path, steps: int = 30, checkpoint_every: int = 1) -> None:
+    settings = config(steps=steps, checkpoint_every=checkpoint_every, log_every=1, average_decay=0.9)
     accelerator = make_accelerator(settings, out)
     stage = Stage.open(out, "line", settings)
     model = Model()
@@ -92,18 +92,19 @@ def test_a_run_killed_again_and_again_also_while_saving_ends_bit_identical_to_an
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_the_state_and_exit_with_a_sentence(tmp_path, number):
-    process = subprocess.Popen(
-        [sys.executable, __file__, tmp_path / "run", "100000"], stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not (tmp_path / "run" / STATE).exists():
+    out = tmp_path / "run"
+    command = [sys.executable, __file__, out, "100000", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out.exists() and (out / "metrics.jsonl").exists()):
         time.sleep(0.1)
+    time.sleep(0.5)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said[-2000:]
     assert said.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
     assert "Traceback" not in said
-    saved = read_tensors(tmp_path / "run" / STATE)["optimizer.0.step"].item()
-    logged = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    saved = read_tensors(out / STATE)["optimizer.0.step"].item()
+    logged = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert saved == logged[-1]
 
 
@@ -146,4 +147,4 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on_once_there_is_
 
 
 if __name__ == "__main__":
-    run_script(lambda: train(Path(sys.argv[1]), int(sys.argv[2])))
+    run_script(lambda: train(Path(sys.argv[1]), *map(int, sys.argv[2:])))
