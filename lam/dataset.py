@@ -121,11 +121,7 @@ class TransitionDataset:
         episodes, frames = self.locate(indices)
         gaps = self._draw_gaps(indices, frames, generator)
         chosen, sample, own, cross = self._draw_views(indices, generator)
-        seeds = None
-        if self.options.augmentation != "none":
-            is_shared = self.options.augmentation == "shared"
-            seeds = generator.integers(2**62, size=len(indices))[sample] if is_shared else None
-            seeds = generator.integers(2**62, size=len(sample)) if seeds is None else seeds
+        seeds = self._draw_seeds(sample, generator)
         features = self.features(episodes[sample], frames[sample], gaps[sample], chosen, seeds)
         batch = {
             "features": features,
@@ -161,6 +157,18 @@ class TransitionDataset:
             own.extend(first + slot for slot in pairs.own)
             cross.extend((first + target, first + source) for target, source in pairs.cross)
         return np.array(chosen), np.array(sample), np.array(own), np.array(cross, dtype=np.int64).reshape(-1, 2)
+
+    def _draw_seeds(
+        self, sample: Int[np.ndarray, " rows"], generator: np.random.Generator
+    ) -> Int[np.ndarray, " rows"] | None:
+        """What decides the augmentation of each row, where there is one."""
+        match self.options.augmentation:
+            case "none":
+                return None
+            case "shared":
+                return generator.integers(2**62, size=sample[-1] + 1)[sample]
+            case _:
+                return generator.integers(2**62, size=len(sample))
 
     def features(
         self,

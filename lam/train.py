@@ -124,7 +124,8 @@ def validation(dataset: Mixture, accelerator: Accelerator) -> Callable[[nn.Modul
         indices = generator.permutation(len(dataset))[:VALIDATION_SAMPLES]
         parts: list[dict[str, float]] = []
         for chunk in np.array_split(indices, max(1, len(indices) // 64)):
-            batch = {k: v.to(accelerator.device) for k, v in dataset.batch(chunk, generator).items()}
+            with torch.autocast(accelerator.device.type, enabled=False):
+                batch = {k: v.to(accelerator.device) for k, v in dataset.batch(chunk, generator).items()}
             parts.append({name: value.item() for name, value in objective(batch).items()})
         return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 

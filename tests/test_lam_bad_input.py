@@ -191,7 +191,10 @@ def test_the_two_frames_of_a_view_are_augmented_alike_and_the_views_alike_only_w
 
 
 def test_training_on_the_fly_with_augmentation_and_a_range_of_gaps_makes_a_model_that_says_so(store, tmp_path):
-    train(config(store, "", tmp_path / "run", augment="per_view", gap_s=(0.2, 0.6)))
+    data = {name: {"store": str(store.path)} for name in ("one", "two")}
+    training = TrainingConfig(steps=4, batch_size=4, warmup_steps=1, mixed_precision="bf16")
+    changes = {"data": data, "training": training, "augment": "per_view", "gap_s": (0.2, 0.6)}
+    train(config(store, "", tmp_path / "run", **changes))
     model, facts = load_lam(tmp_path / "run")
     assert facts.gap_s == (0.2, 0.6)
     assert facts.encoder == TINY
