@@ -100,8 +100,8 @@ def transplant_problems(rows: Sequence[Moved]) -> list[str]:
         if row.control.wilson95.low < 0.5:
             found.append(
                 f"{row.camera}: even with its own latent action, the decoded result is nearer to the later frame than "
-                f"to the first in only {row.control.part} of {row.control.n} scenes (the 95 % interval reaches half), so "
-                "the transplants of this camera tell little about its latent actions."
+                f"to the first in only {row.control.part} of {row.control.n} scenes (the 95 % interval reaches half), "
+                "so the transplants of this camera tell little about its latent actions."
             )
         elif row.moved.wilson95.low < 0.5:
             found.append(
