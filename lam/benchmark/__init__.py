@@ -1,0 +1,1 @@
+"""How fast training and labelling are, and against what; `python scripts/benchmark.py lam` runs it."""
