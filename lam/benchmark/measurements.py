@@ -130,12 +130,12 @@ def cost_of_views(sizes: Sizes, device: torch.device, numbers: Numbers) -> Itera
         return lambda: (step.gradients(), step.optimizer.zero_grad())
 
     kinds = {(name, v): pairs for name, pairs in PAIRS.items() for v in VIEW_COUNTS}
-    calls = {f"{name}, {v} views": gradients(v, pairs) for (name, v), pairs in kinds.items()}
+    calls = {f"{name}, V = {v}": gradients(v, pairs) for (name, v), pairs in kinds.items()}
     timings = in_turn(calls, device, sizes.rounds - 1)
     yield f"  one transition; {FEWER_BLOCKS} + {FEWER_BLOCKS} blocks"
     numbers["memory in bytes"] = {}
     for name, timing in timings.items():
-        pairs, views = name.removesuffix(" views").split(", ")
+        pairs, views = name.split(", V = ")
         size = {is_on: memory_of_step(sizes, device, int(views), pairs, is_on) for is_on in (False, True)}
         numbers["memory in bytes"][name] = {"kept": size[False], "checkpointed": size[True]}
         yield f"{_row(name, timing)}  {size[False] / GIGA:6.2f} GB, checkpointed {size[True] / GIGA:6.2f} GB"
