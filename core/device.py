@@ -1,17 +1,20 @@
 """Where tensors live and which precision is fast there."""
 
+import os
 from pathlib import Path
 
 import torch
 
 
 def default_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's CUDA device where there is one, else the CPU; launchers number the processes of a machine."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def choose_attention_kernel(device: torch.device) -> None:
-    """On a CPU, attend by plain matrix products: at tens of tokens they take half the time of the fused kernel."""
+    """On a CPU, let torch attend by plain matrix products: at tens of tokens half the time of the fused kernel."""
     if device.type == "cpu":
         torch.backends.cuda.enable_flash_sdp(False)
 

@@ -1,8 +1,11 @@
 """Features of frames as they are asked for, augmented where wanted: no cache on disk, the encoder at every step."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from pydantic import Field
 from torchvision.transforms.v2 import functional
 
 from core.config import Config
@@ -15,14 +18,18 @@ BATCH = {"cpu": 32, "cuda": 256}
 class AugmentationConfig(Config):
     """How a frame may differ from what was recorded; the two frames of a view always differ alike."""
 
-    smallest_crop: float = 0.8
+    smallest_crop: float = Field(default=0.8, gt=0, le=1)
     """Least share of the image's area that a crop keeps; 1: no crops."""
-    brightness: float = 0.2
+    brightness: float = Field(default=0.2, ge=0, le=1)
     """Factors of brightness are drawn from 1 - this to 1 + this."""
-    contrast: float = 0.2
+    contrast: float = Field(default=0.2, ge=0, le=1)
     """Likewise of contrast."""
-    saturation: float = 0.2
+    saturation: float = Field(default=0.2, ge=0, le=1)
     """Likewise of saturation."""
+
+
+_shared_encoder = lru_cache(maxsize=1)(load_encoder)
+"""One tower for all stores of a run."""
 
 
 class LiveFeatures:
@@ -32,7 +39,8 @@ class LiveFeatures:
         self, store: Store, encoder_config: EncoderConfig, augmentation: AugmentationConfig = AugmentationConfig()
     ) -> None:
         self.store, self.encoder_config, self.augmentation = store, encoder_config, augmentation
-        self.encoder = encoder = load_encoder(encoder_config)
+        self.views = tuple(store.info.views)
+        self.encoder = encoder = _shared_encoder(encoder_config)
         self.grid, self.dim = encoder.grid, encoder.dim
         self.encoder_fingerprint = encoder.fingerprint
         self.fingerprint = f"live-{encoder.fingerprint}"

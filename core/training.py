@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,11 +30,11 @@ Batch = dict[str, Tensor]
 class TrainingConfig(Config):
     """How long, how fast and how precisely to train."""
 
-    steps: int = 1000
+    steps: int = Field(default=1000, ge=1)
     """Optimiser steps in all."""
-    batch_size: int = 32
+    batch_size: int = Field(default=32, ge=1)
     """Samples a process and a micro-step."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: int = Field(default=1, ge=1)
     """Micro-steps an optimiser step."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     """adam: weight decay is part of the gradient (L2) and covers every parameter, as in the published trainings."""
@@ -56,11 +56,11 @@ class TrainingConfig(Config):
     """Decay of the moving average of the weights that is kept as the result; 0: none."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """auto: bf16 where it is faster than float32."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = Field(default=200, ge=1)
     """Steps between saved training states."""
-    validate_every: int = 200
+    validate_every: int = Field(default=200, ge=1)
     """Steps between validations."""
-    log_every: int = 20
+    log_every: int = Field(default=20, ge=1)
     """Steps between lines of metrics.jsonl."""
     seed: int = 0
     """Decides initial weights, data order and every random draw."""
@@ -212,7 +212,7 @@ class _Loop:
         self.dataset, self.config, self.stage, self.accelerator = dataset, config, stage, accelerator
         self.plain = model
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-        optimizer = kind(_groups(model, config, learning_rate_scale), betas=config.betas)
+        optimizer = kind(_groups(model, config, learning_rate_scale), betas=config.betas, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average: list[Tensor] = []
         if config.average_decay:

@@ -71,7 +71,7 @@ def attend(
     value: Float[Tensor, "batch heads slots width"],
 ) -> Float[Tensor, "batch heads asking width"]:
     """Softmax attention by the fastest means (docs/performance.md): on a CPU plain products, not the fused kernel."""
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" and len(query):
         return F.scaled_dot_product_attention(query, key, value)
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
     return scores.softmax(-1) @ value

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from core.run import say
@@ -51,9 +50,8 @@ class CodebookWatch:
         self._warn_of_collapse(metrics["perplexity"], step)
         if step + 1 <= self.last_revival:
             assert self.bottleneck.recent is not None
-            encodings = broadcast(self.bottleneck.recent.contiguous(), 0)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            metrics["revived"] = float(self.bottleneck.revive(encodings, generator))
+            metrics["revived"] = float(self.bottleneck.revive(self.bottleneck.recent, generator))
         else:
             self.bottleneck.counts.zero_()
         return metrics

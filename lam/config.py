@@ -3,7 +3,7 @@
 from math import prod
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from core.config import Config
 
@@ -13,23 +13,23 @@ class LamConfig(Config):
 
     network: Literal["transformer", "perceptron"] = "transformer"
     """Form of encoder and decoder: the paper's, or one that learns in minutes from fixed numbers of patches."""
-    width: int = 768
+    width: int = Field(default=768, ge=1)
     """Channels of encoder and decoder; of the hidden layers in a perceptron."""
-    heads: int = 12
+    heads: int = Field(default=12, ge=1)
     """Attention heads of a transformer."""
-    encoder_blocks: int = 12
+    encoder_blocks: int = Field(default=12, ge=1)
     """Spatio-temporal blocks of a transformer."""
-    decoder_blocks: int = 12
+    decoder_blocks: int = Field(default=12, ge=1)
     """Spatial blocks of a transformer."""
-    num_tokens: int = 4
+    num_tokens: int = Field(default=4, ge=1)
     """Action tokens a transition."""
-    code_dim: int = 128
+    code_dim: int = Field(default=128, ge=1)
     """Channels of a token."""
     bottleneck: Literal["vq", "vq_ema", "fsq", "gaussian_kl", "none"] = "vq"
     """What tokens are squeezed through: a file in lam/bottlenecks."""
     nested_dropout: bool = False
     """In training the decoder gets only the first few tokens, so that they hold most and any number can be used."""
-    num_codes: int = 16
+    num_codes: int = Field(default=16, ge=2)
     """vq, vq_ema, fsq: values that a token can take."""
     codebook: Literal["shared", "per_token"] = "shared"
     """vq, vq_ema: one codebook for all tokens (the paper's), or one a token."""
@@ -50,6 +50,8 @@ class LamConfig(Config):
     def _sizes_fit(self) -> "LamConfig":
         if self.network == "transformer" and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.network == "transformer" and self.width % 2:
+            raise ValueError(f"width {self.width} must be even, half of it holds sines and half cosines of positions")
         if self.bottleneck == "fsq" and prod(self.levels) != self.num_codes:
             raise ValueError(
                 f"levels {self.levels} make {prod(self.levels)} codes, num_codes is {self.num_codes}; let them agree"

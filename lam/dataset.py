@@ -12,9 +12,12 @@ from torch import Tensor
 
 from core.episode import frames_in
 from core.live_features import LiveFeatures
-from core.store import Store
+from core.store import Store, StoreError
 from core.vision import Grid
 from lam.view_pairs import view_pairs
+
+Scale = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation."""
 
 
 class TransitionsError(ValueError):
@@ -46,7 +49,9 @@ class DataOptions(NamedTuple):
     augmentation: str = "none"
     """none, per_view, shared: whether the cameras of a transition are augmented alike."""
     labelled_fraction: float = 0.0
-    """Share of the episodes whose actions are given."""
+    """Share of the training episodes whose actions are given; of held-out ones all are."""
+    hidden_actions: bool = False
+    """Whether actions of episodes that are marked as action-free are given too."""
     with_proprioception: bool = False
     """Whether the robot's own state is given."""
     first_camera: int = 0
@@ -75,6 +80,10 @@ class TransitionDataset:
         records = store.select(split=split)
         if unknown := set(self.views) - set(store.info.views):
             raise TransitionsError(f"{store.path} has no views {sorted(unknown)}; it has {list(store.info.views)}")
+        if not records:
+            raise TransitionsError(
+                f"{store.path} has no {split} episodes; say which are train and which held_out when they are written"
+            )
         records = [r for r in records if len(set(r.views) & set(self.views)) >= max(1, options.fewest_views)]
         if not records:
             raise TransitionsError(
@@ -92,14 +101,17 @@ class TransitionDataset:
         self._ends = np.cumsum(self._lengths - self.gaps[0])
         self._available = [np.array([v for v, n in enumerate(self.views) if n in r.views]) for r in records]
         self.most_views = max(map(len, self._available))
-        self._episode_actions = lru_cache(maxsize=4096)(lambda e: store.actions(e, for_audit=True))
+        self._episode_actions = lru_cache(maxsize=4096)(self._actions_of)
         self._episode_senses = lru_cache(maxsize=4096)(store.proprioception)
         if options.labelled_fraction:
-            draws = np.random.default_rng(0).random(len(store.episodes))
-            self._is_labelled = draws < options.labelled_fraction
-            self._action_scale = self._scale(self._raw_actions)
-        if options.with_proprioception:
-            self._sense_scale = self._scale(self._raw_senses)
+            chosen = np.random.default_rng(0).random(len(store.episodes)) < options.labelled_fraction
+            may_be_seen = np.array([r.is_labelled or options.hidden_actions for r in store.episodes])
+            self._is_labelled = may_be_seen & (chosen if split == "train" else True)
+        if options.labelled_fraction or options.with_proprioception:
+            trained = self
+            if split != "train":
+                trained = TransitionDataset(store, source, gap_s=gap_s, split="train", views=views, options=options)
+            self._action_scale, self._sense_scale = trained._scales()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -131,9 +143,9 @@ class TransitionDataset:
             "cross": cross,
         }
         if self.options.labelled_fraction:
-            batch["actions"] = self._standardised(self._raw_actions(episodes, frames, gaps), self._action_scale)
+            batch["actions"] = _standardised(self._raw_actions(episodes, frames, gaps), self._action_scale)
         if self.options.with_proprioception:
-            batch["proprioception"] = self._standardised(self._raw_senses(episodes, frames, gaps), self._sense_scale)
+            batch["proprioception"] = _standardised(self._raw_senses(episodes, frames, gaps), self._sense_scale)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def _draw_gaps(
@@ -205,8 +217,9 @@ class TransitionDataset:
             raise TransitionsError(f"{self.store.path} has no actions, which objective action_supervised needs")
         out = np.full((len(episodes), space.dims), np.nan, np.float32)
         for row, (episode, frame, gap) in enumerate(zip(episodes, frames, gaps, strict=True)):
-            if self._is_labelled[episode]:
-                out[row] = space.over_steps(self._episode_actions(int(episode))[frame : frame + gap], int(gap))[0]
+            actions = self._episode_actions(int(episode)) if self._is_labelled[episode] else None
+            if actions is not None:
+                out[row] = space.over_steps(actions[frame : frame + gap], int(gap))[0]
         return out
 
     def _raw_senses(
@@ -225,21 +238,31 @@ class TransitionDataset:
                 out[row] = values[[frame, frame + gap]]
         return out
 
-    def _scale(self, raw: "RawNumbers") -> tuple[np.ndarray, np.ndarray]:
+    def _actions_of(self, episode: int) -> Float[np.ndarray, "frames dims"] | None:
+        try:
+            return self.store.actions(episode, for_audit=self.options.hidden_actions)
+        except StoreError:
+            return None
+
+    def _scales(self) -> tuple[Scale | None, Scale | None]:
+        """Means and standard deviations of actions and proprioception, where they are given."""
+        actions = self._scale(self._raw_actions) if self.options.labelled_fraction else None
+        return actions, self._scale(self._raw_senses) if self.options.with_proprioception else None
+
+    def _scale(self, raw: "RawNumbers") -> Scale:
         """Mean and standard deviation of numbers, over at most 20,000 transitions."""
         generator = np.random.default_rng(0)
-        indices = generator.permutation(len(self))[:20_000] if len(self) > 20_000 else np.arange(len(self))
+        indices = generator.choice(len(self), min(len(self), 20_000), replace=False, shuffle=False)
         episodes, frames = self.locate(indices)
         values = raw(episodes, frames, self._draw_gaps(indices, frames, generator))
         values = values.reshape(-1, values.shape[-1])
         known = values[np.isfinite(values).all(1)]
         if not len(known):
-            raise TransitionsError(f"no episode of {self.store.path} is labelled; raise labelled_fraction")
+            raise TransitionsError(
+                f"no training episode of {self.store.path} has the numbers that the objective needs; label some, raise "
+                "labelled_fraction, or, for a ceiling, set hidden_actions: true"
+            )
         return known.mean(0), np.maximum(known.std(0), 1e-3)
-
-    @staticmethod
-    def _standardised(values: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return ((values - scale[0]) / scale[1]).astype(np.float32)
 
 
 @runtime_checkable
@@ -248,6 +271,11 @@ class RawNumbers(Protocol):
 
     def __call__(self, episodes: np.ndarray, frames: np.ndarray, gaps: np.ndarray) -> np.ndarray:
         """NaN where they are not known."""
+
+
+def _standardised(values: np.ndarray, scale: Scale | None) -> np.ndarray:
+    assert scale is not None
+    return ((values - scale[0]) / scale[1]).astype(np.float32)
 
 
 def gaps_in_frames(gap_s: float | tuple[float, float], control_hz: float) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
+from pydantic import Field
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from core.labels import COLUMNS, LabelsError, LabelsInfo, LatentLabels
 from core.run import Stage
 from core.store import Store
 from lam.checkpoint import LamFacts, load_lam
-from lam.dataset import DataOptions, FeatureSource, TransitionDataset
+from lam.dataset import DataOptions, FeatureSource, TransitionDataset, gaps_in_frames
 from lam.model import LatentActionModel
 from lam.sources import open_features
 
@@ -43,7 +44,7 @@ class LabelConfig(Config):
     """All cameras of a transition get one label: token by token the most frequent, the earlier camera's in a tie."""
     gap_s: float | None = None
     """Seconds between the two frames; needed where the model was trained on a range of gaps."""
-    batch_size: int = 256
+    batch_size: int = Field(default=256, ge=1)
     """Transitions encoded together."""
 
 
@@ -67,10 +68,10 @@ def label(config: LabelConfig) -> None:
     """
     model, facts = load_lam(config.lam)
     store = Store.open(config.store)
-    views = config.views or tuple(store.info.views)
-    if unknown := set(views) - set(store.info.views):
-        raise LabelsError(f"{config.store} has no views {sorted(unknown)}; its views are {list(store.info.views)}")
     source = open_features(store, config.features, facts.encoder)
+    views = config.views or source.views
+    if unknown := set(views) - set(source.views):
+        raise LabelsError(f"{config.store} has no views {sorted(unknown)} with features; it has {list(source.views)}")
     if source.encoder_fingerprint != facts.encoder_fingerprint:
         raise LabelsError(
             f"features in {config.features or 'memory'} come from encoder {source.encoder_fingerprint}, the latent "
@@ -85,6 +86,10 @@ def label(config: LabelConfig) -> None:
     if stage.is_done:
         return
     shards = list(shards_of(store, source, views, facts, config))
+    if not shards:
+        raise LabelsError(
+            f"no episode of {config.store} that {list(views)} saw is longer than {facts.one_gap_s(config.gap_s)} s"
+        )
     require_fit(model, shards[0].dataset)
     label_shards(model, shards, stage.path, config, processes)
     processes.wait_for_everyone()
@@ -126,7 +131,8 @@ def shards_of(
     """All transitions of all splits."""
     number = 0
     gap_s, options = facts.one_gap_s(config.gap_s), DataOptions(pool=facts.pool)
-    seen = [record for record in store.episodes if set(record.views) & set(views)]
+    shortest = gaps_in_frames(gap_s, store.info.control_hz)[0]
+    seen = [r for r in store.episodes if set(r.views) & set(views) and r.length > shortest]
     for split in sorted({record.split for record in seen}):
         dataset = TransitionDataset(store, source, gap_s=gap_s, split=split, views=views, options=options)
         for start in range(0, len(dataset), SHARD_TRANSITIONS):

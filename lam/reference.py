@@ -91,11 +91,10 @@ def to_published(model: LatentActionModel) -> dict[str, Tensor]:
         CheckpointError: the published layout has no place for a model of this form.
     """
     config = model.config
-    if (config.network, config.bottleneck, config.codebook) != ("transformer", "vq", "shared"):
-        raise CheckpointError(
-            f"a model with network {config.network}, bottleneck {config.bottleneck} and codebook {config.codebook} "
-            "cannot be written in the published layout, which has a transformer and vq with one shared codebook"
-        )
+    released = LamConfig()
+    fixed = ("network", "bottleneck", "codebook", "normalise_encodings", "predict_change")
+    if foreign := {key: getattr(config, key) for key in fixed if getattr(config, key) != getattr(released, key)}:
+        raise CheckpointError(f"the published layout has no place for a model with {foreign}")
     names = published_names(config.encoder_blocks, config.decoder_blocks)
     tensors = {_renamed(name, names): tensor for name, tensor in model.state_dict().items() if name != COUNTS}
     tensors["action_latent"] = tensors["action_latent"][None, None]

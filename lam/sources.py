@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from pydantic import Field, field_validator
+
 from core.config import Config
 from core.frames import FeatureCache
 from core.live_features import AugmentationConfig, LiveFeatures
@@ -19,26 +21,33 @@ class SourceConfig(Config):
     """Directory of episodes."""
     features: str = ""
     """Directory of its feature cache (scripts/cache_features.py); empty: the encoder runs at every step."""
-    weight: float = 1.0
+    weight: float = Field(default=1.0, gt=0)
     """Its share of the samples, relative to the other sources'."""
     views: tuple[str, ...] = ()
     """Cameras to learn from; empty: all of the store."""
     gap_s: float | tuple[float, float] | None = None
     """Seconds between the two frames of a transition, where they differ from the run's."""
 
+    @field_validator("views")
+    @classmethod
+    def _each_once(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(views)) != len(views):
+            raise ValueError(f"views {list(views)} name a camera twice")
+        return views
+
 
 class DataConfig(Config):
     """What latent actions are learned from."""
 
     data: dict[str, SourceConfig]
-    """The stores, by any name."""
+    """The stores, by any name: --data.NAME.store, and .features, .views, .weight, .gap_s of each."""
     gap_s: float | tuple[float, float] = 0.4
     """Seconds between the two frames of a transition; of a range, each sample draws its own."""
-    fewest_views: int = 2
+    fewest_views: int = Field(default=2, ge=1)
     """Episodes that fewer cameras saw are left out; 1 takes all, and single views explain themselves only."""
-    pairs_per_transition: int = 2
+    pairs_per_transition: int = Field(default=2, ge=0)
     """Own pairs, and pairs of two cameras, decoded of each transition; 0: all, whose cost grows with views squared."""
-    pool: int = 1
+    pool: int = Field(default=1, ge=1)
     """Patches averaged along each side of the grid before they reach the model; 2 makes it four times cheaper."""
     encoder: EncoderConfig = EncoderConfig()
     """Visual tower of the sources that have no feature cache."""
@@ -65,14 +74,14 @@ def open_sources(config: DataConfig) -> dict[str, Source]:
     """
     if not config.data:
         raise TransitionsError("data is empty; give --data.NAME.store and --data.NAME.features")
-    sources = {name: open_source(source, config) for name, source in config.data.items()}
+    sources = {name: open_source(name, source, config) for name, source in config.data.items()}
     encoders = {name: source.features.encoder_fingerprint for name, source in sources.items()}
     if len(set(encoders.values())) != 1:
         raise TransitionsError(f"the sources' features come from different encoders: {encoders}; cache them with one")
     return sources
 
 
-def open_source(source: SourceConfig, config: DataConfig) -> Source:
+def open_source(name: str, source: SourceConfig, config: DataConfig) -> Source:
     """One store and its features."""
     store = Store.open(source.store)
     if source.features and config.augment != "none":
@@ -80,7 +89,11 @@ def open_source(source: SourceConfig, config: DataConfig) -> Source:
             f"features in {source.features} are cached and cannot be augmented; leave features empty, or augment: none"
         )
     features = open_features(store, source.features, config.encoder, config.augmentation)
-    return Source(store, features, source.views or tuple(store.info.views), source)
+    if unknown := set(source.views) - set(features.views):
+        raise TransitionsError(
+            f"data.{name}.views names {sorted(unknown)}; there are features of {list(features.views)}"
+        )
+    return Source(store, features, source.views or features.views, source)
 
 
 def open_features(
@@ -101,17 +114,13 @@ def inputs_of(sources: Mapping[str, Source]) -> dict[str, str]:
     }
 
 
-def transitions(
-    sources: Mapping[str, Source], config: DataConfig, split: str, needs: frozenset[str], labelled_fraction: float
-) -> Mixture:
-    """The transitions of a split, with what the objective needs of them."""
-    options = DataOptions(
+def transitions(sources: Mapping[str, Source], config: DataConfig, split: str, options: DataOptions) -> Mixture:
+    """The transitions of a split, with the numbers that `options` ask for."""
+    options = options._replace(
         fewest_views=config.fewest_views,
         pairs=config.pairs_per_transition,
         pool=config.pool,
         augmentation=config.augment if split == "train" else "none",
-        labelled_fraction=labelled_fraction if "actions" in needs else 0.0,
-        with_proprioception="proprioception" in needs,
     )
     datasets, first_camera = [], 0
     for source in sources.values():

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import field_validator
+from jaxtyping import Int
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from core.checkpoint import TrainingState
@@ -17,7 +18,7 @@ from lam.bottlenecks.interface import codebook_health
 from lam.checkpoint import LamFacts, save_lam
 from lam.codebook_watch import CodebookWatch, start_codebook
 from lam.config import LamConfig
-from lam.dataset import TransitionsError
+from lam.dataset import DataOptions, TransitionsError
 from lam.mixture import Mixture
 from lam.model import LatentActionModel
 from lam.objectives.by_name import OBJECTIVES
@@ -25,6 +26,7 @@ from lam.objectives.interface import DataFacts, Objective
 from lam.sources import DataConfig, Source, common_size, gap_of_all, inputs_of, open_sources, transitions
 
 VALIDATION_SAMPLES = 512
+CODE_USE_SAMPLES = 1024
 
 
 class TrainLamConfig(DataConfig):
@@ -34,9 +36,11 @@ class TrainLamConfig(DataConfig):
     """Directory of the run."""
     objective: str = "self_cross"
     """What the latent action has to explain: a name in lam/objectives/by_name.py."""
-    labelled_fraction: float = 1.0
-    """Share of the episodes whose actions objective action_supervised may see; no other sees any."""
-    revive_every: int = 50
+    labelled_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training episodes whose actions objective action_supervised sees; no other sees any."""
+    hidden_actions: bool = False
+    """action_supervised: see also the actions of episodes that are marked as action-free; a ceiling, not a method."""
+    revive_every: int = Field(default=50, ge=0)
     """Steps between replacements of codes that are not used, which are placed on encodings at the start; 0: neither."""
     gradient_checkpointing: bool = False
     """Activations are computed again when gradients need them: less memory, a third more time."""
@@ -52,6 +56,14 @@ class TrainLamConfig(DataConfig):
             raise ValueError(f"unknown objective {name!r}; the known ones are {', '.join(OBJECTIVES)}")
         return name
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "TrainLamConfig":
+        if self.objective == "published" and self.pairs_per_transition:
+            raise ValueError("objective published sums over all pairs of views; set pairs_per_transition: 0")
+        if self.gradient_checkpointing and self.model.network == "perceptron":
+            raise ValueError("gradient_checkpointing is for network transformer; a perceptron has nothing to forget")
+        return self
+
 
 def train(config: TrainLamConfig) -> None:
     """Run the stage: train, watch the codebook, save model.safetensors and the manifest."""
@@ -63,6 +75,7 @@ def train(config: TrainLamConfig) -> None:
     datasets = {split: transitions_for(config, sources, split) for split in ("train", "held_out")}
     torch.manual_seed(config.training.seed)
     model = LatentActionModel(config.model, datasets["train"].dim, datasets["train"].num_patches)
+    model.to(accelerator.device)
     if config.revive_every:
         start_codebook(model, datasets["train"], config.training.seed)
     objective = make_objective(config, model, sources)
@@ -94,7 +107,13 @@ def transitions_for(config: TrainLamConfig, sources: dict[str, Source], split: s
         TransitionsError: no episode was seen by as many cameras as the objective needs.
     """
     objective = OBJECTIVES[config.objective]
-    dataset = transitions(sources, config, split, objective.needs, config.labelled_fraction)
+    labelled_fraction = config.labelled_fraction if "actions" in objective.needs else 0.0
+    options = DataOptions(
+        labelled_fraction=labelled_fraction,
+        hidden_actions=config.hidden_actions,
+        with_proprioception="proprioception" in objective.needs,
+    )
+    dataset = transitions(sources, config, split, options)
     most = max(part.most_views for part in dataset.datasets)
     if most < objective.views_needed:
         raise TransitionsError(
@@ -121,7 +140,7 @@ def validation(dataset: Mixture, accelerator: Accelerator) -> Callable[[nn.Modul
 
     def validate(objective: nn.Module) -> dict[str, float]:
         generator = np.random.default_rng(0)
-        indices = generator.permutation(len(dataset))[:VALIDATION_SAMPLES]
+        indices = some_of(dataset, VALIDATION_SAMPLES, generator)
         parts: list[dict[str, float]] = []
         for chunk in np.array_split(indices, max(1, len(indices) // 64)):
             with torch.autocast(accelerator.device.type, enabled=False):
@@ -155,12 +174,12 @@ def _save(
 
 @torch.inference_mode()
 def code_use(model: LatentActionModel, dataset: Mixture) -> dict[str, Any]:
-    """Perplexity, usage and histogram of the codes of up to 4096 held-out transitions, one camera each."""
+    """Perplexity, usage and histogram of the codes of up to 1024 held-out transitions, one camera each."""
     if model.bottleneck.num_codes is None:
         return {}
     generator = np.random.default_rng(0)
     counts = torch.zeros(model.config.num_tokens, model.bottleneck.num_codes, dtype=torch.long)
-    indices = generator.permutation(len(dataset))[:4096]
+    indices = some_of(dataset, CODE_USE_SAMPLES, generator)
     for chunk in np.array_split(indices, max(1, len(indices) // 64)):
         batch = dataset.batch(chunk, generator)
         first_rows = torch.cat([batch["sample"].new_ones(1), batch["sample"].diff()]).bool()
@@ -168,3 +187,8 @@ def code_use(model: LatentActionModel, dataset: Mixture) -> dict[str, Any]:
         indices_of = model.label(features.to(next(model.parameters()).device)).cpu()
         counts += torch.nn.functional.one_hot(indices_of, model.bottleneck.num_codes).sum(0)
     return codebook_health(counts) | {"code_histogram": counts.tolist()}
+
+
+def some_of(dataset: Mixture, number: int, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """At most `number` different samples."""
+    return generator.choice(len(dataset), min(len(dataset), number), replace=False, shuffle=False)

@@ -46,14 +46,14 @@ stage cache_features features/vit_small --store "$out/demonstrations" --out "$ou
 # 4. Labels for the action-free video, and 5. pretraining on them: no action is seen.
 lam() {
   stage train_lam "lam/${3:-$name}" --data.video.store "$out/episodes" --data.video.features "$out/features" \
-    --objective "$1" --out "$out/$2"
+    --objective "$1" --out "$out/$2" "${@:4}"
 }
 ours() {
   lam self_cross lam
   stage label_latents lam/label --lam "$out/lam" --store "$out/episodes" --features "$out/features" --out "$out/labels"
   accelerate launch --num_processes 1 scripts/pretrain_vla.py --config "configs/vla/pretrain_$name.yaml" \
     --store "$out/episodes" --features "$out/features" --labels "$out/labels" --lam "$out/lam" --out "$out/pretrain"
-  lam action_supervised lam_supervised
+  lam action_supervised lam_supervised "$name" --hidden_actions true
 }
 rows() {
   lam self lam_self

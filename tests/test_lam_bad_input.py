@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 
 from core import live_features
 from core.checkpoint import CheckpointError, read_header, read_tensors, save_tensors
+from core.config import ConfigError, load_config
 from core.episode import Episode, View
 from core.frames import FeatureCache, FeaturesError
 from core.live_features import AugmentationConfig, LiveFeatures, augment
@@ -31,7 +32,7 @@ def _any_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def write_store(path: Path, lengths=(7, 9, 8), views=("front", "side")) -> Store:
+def write_store(path: Path, lengths=(7, 9, 8), views=("front", "side"), only_front=()) -> Store:
     noise = np.random.default_rng(0)
     info = StoreInfo(
         control_hz=5.0,
@@ -46,7 +47,10 @@ def write_store(path: Path, lengths=(7, 9, 8), views=("front", "side")) -> Store
             task="t",
             instruction="move",
             control_hz=5.0,
-            views={v: View(frames=noise.integers(0, 256, (length, 32, 32, 3), dtype=np.uint8)) for v in views},
+            views={
+                v: View(frames=noise.integers(0, 256, (length, 32, 32, 3), dtype=np.uint8))
+                for v in (("front",) if number in only_front else views)
+            },
             split="held_out" if number == len(lengths) - 1 else "train",
         )
         for number, length in enumerate(lengths)
@@ -158,6 +162,31 @@ def test_cached_features_are_not_augmented_and_sources_of_two_encoders_are_not_m
         train(config(store, "", tmp_path / "run", data={}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"objective": "published"}, "set pairs_per_transition: 0"),
+        ({"gradient_checkpointing": True}, "a perceptron has nothing to forget"),
+        ({"objective": "selfish"}, "unknown objective 'selfish'"),
+        ({"labelled_fraction": 0.0}, "greater than 0"),
+        ({"pool": 0}, "greater than or equal to 1"),
+        ({"model": {"encoder_blocks": 0}}, "greater than or equal to 1"),
+        ({"data": {"x": {"store": "s", "views": ["a", "a"]}}}, "name a camera twice"),
+        ({"data": {"x": {"store": "s", "weight": 0}}}, "greater than 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(TrainLamConfig, overrides={"out": "o", "data": {}, "model": MODEL.model_dump()} | changes)
+
+
+def test_a_camera_without_features_is_named(store, tmp_path):
+    front = FeatureCache.build(store, TINY, tmp_path / "front", views=["front"])
+    data = {"noise": {"store": str(store.path), "features": str(front.directory), "views": ("side",)}}
+    with pytest.raises(TransitionsError, match=r"data.noise.views names \['side'\]; there are features of \['front'\]"):
+        train(config(store, "", tmp_path / "run", data=data))
+
+
 def test_features_on_the_fly_are_those_of_the_cache(store, cache):
     live = LiveFeatures(store, TINY)
     episodes, frames = np.array([2, 0, 2, 1]), np.array([7, 0, 1, 8])
@@ -172,6 +201,10 @@ def test_augmentation_is_decided_by_its_seed_and_changes_colour_and_place():
     np.testing.assert_array_equal(augment(image, reach, 5), augment(image, reach, 5))
     assert not np.array_equal(augment(image, reach, 5), augment(image, reach, 6))
     assert augment(image, reach, 5).shape == image.shape
+    crop = AugmentationConfig(brightness=0, contrast=0, saturation=0)
+    colour = AugmentationConfig(smallest_crop=1)
+    assert abs(augment(image, crop, 5).astype(int) - image).mean() > 5
+    assert abs(augment(image, colour, 5).astype(int) - image).mean() > 2
     none = AugmentationConfig(smallest_crop=1, brightness=0, contrast=0, saturation=0)
     np.testing.assert_allclose(augment(image, none, 5), image, atol=1)
 

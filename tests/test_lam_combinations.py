@@ -52,7 +52,9 @@ def test_every_objective_under_every_bottleneck_lowers_its_loss_on_rendered_epis
         normalise_encodings=True,
         predict_change=True,
     )
-    config = TrainLamConfig(out="unused", data=data, objective=name, pool=4, model=model_config)
+    pairs = 0 if name == "published" else 2
+    settings = {"objective": name, "pool": 4, "model": model_config, "pairs_per_transition": pairs}
+    config = TrainLamConfig(out="unused", data=data, hidden_actions=True, **settings)
     dataset = transitions_for(config, opened, "train")
     torch.manual_seed(0)
     model = LatentActionModel(model_config, dataset.dim, dataset.num_patches)

@@ -176,20 +176,59 @@ def test_training_never_sees_actions_of_action_free_episodes_but_an_audit_adds_t
 
 
 def test_a_supervised_objective_gets_standardised_actions_of_a_fraction_of_the_episodes(store):
-    data = dataset(store, labelled_fraction=1.0)
+    with pytest.raises(TransitionsError, match=r"no training episode .* has the numbers that the objective needs"):
+        dataset(store, labelled_fraction=1.0)
+    data = dataset(store, labelled_fraction=1.0, hidden_actions=True)
     everything = data.batch(np.arange(len(data)), np.random.default_rng(0))["actions"].numpy()
     np.testing.assert_allclose(everything.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(everything.std(0), 1, atol=1e-4)
     raw = transition_actions(store, *data.locate(np.arange(len(data))), 2)
     np.testing.assert_allclose(everything, (raw - raw.mean(0)) / raw.std(0), atol=1e-4)
-    half = dataset(store, labelled_fraction=0.5)
+    half = dataset(store, labelled_fraction=0.5, hidden_actions=True)
     labelled = np.random.default_rng(0).random(3) < 0.5
     known = np.isfinite(half.batch(np.arange(len(half)), np.random.default_rng(0))["actions"].numpy()).all(1)
     episodes, _ = half.locate(np.arange(len(half)))
     np.testing.assert_array_equal(known, labelled[episodes])
 
 
-def test_proprioception_is_that_of_both_frames_and_missing_numbers_are_said(store):
+def test_proprioception_is_that_of_both_frames_in_the_scale_of_the_training_episodes(tmp_path):
+    rng = np.random.default_rng(0)
+    info = StoreInfo(
+        control_hz=5.0, views={"front": (16, 16)}, action_space=None, proprioception_dims=2, robot_type="panda"
+    )
+    senses = [rng.normal(3 * number, 2, size=(8, 2)).astype(np.float32) for number in range(3)]
+    senses[1] = None
+    episodes = [
+        Episode(
+            episode_id=f"{number}",
+            task="task",
+            instruction="do it",
+            control_hz=5.0,
+            views={"front": View(frames=rng.integers(0, 255, (8, 16, 16, 3), dtype=np.uint8))},
+            proprioception=values,
+            split="held_out" if number == 2 else "train",
+        )
+        for number, values in enumerate(senses)
+    ]
+    write_part(tmp_path, 0, episodes, info=info, first_episode=0, first_frame=0, tasks=["do it"])
+    finish_store(tmp_path, info, 1, ["do it"])
+    opened = Store.open(tmp_path)
+    wanted = np.stack([senses[0][:6], senses[0][2:]], axis=1)
+    mean, std = wanted.reshape(-1, 2).mean(0), wanted.reshape(-1, 2).std(0)
+    for split, number in (("train", 0), ("held_out", 2)):
+        data = dataset(opened, views=["front"], split=split, fewest_views=1, with_proprioception=True)
+        found = data.batch(np.arange(6), np.random.default_rng(0))["proprioception"].numpy()
+        raw = np.stack([senses[number][:6], senses[number][2:]], axis=1)
+        np.testing.assert_allclose(found, (raw - mean) / std, atol=1e-4)
+    everything = dataset(opened, views=["front"], fewest_views=1, with_proprioception=True)
+    known = np.isfinite(everything.batch(np.arange(12), np.random.default_rng(0))["proprioception"].numpy())
+    assert known[:6].all()
+    assert not known[6:].any()
+
+
+def test_a_split_without_episodes_and_missing_proprioception_are_said(store):
+    with pytest.raises(TransitionsError, match="has no held_out episodes; say which are train and which held_out"):
+        dataset(store, split="held_out")
     with pytest.raises(TransitionsError, match="no proprioception, which objective proprioceptive_forward needs"):
         dataset(store, with_proprioception=True)
 

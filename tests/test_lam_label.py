@@ -46,7 +46,9 @@ def test_a_vote_is_the_most_frequent_code_and_the_earlier_cameras_in_a_tie():
 @pytest.fixture(scope="module")
 def alone(chain, tmp_path_factory) -> LatentLabels:
     """Labels of each camera, by this process alone."""
-    return made(config(chain, tmp_path_factory.mktemp("labels") / "each"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SHARD_TRANSITIONS", 32)
+        return made(config(chain, tmp_path_factory.mktemp("labels") / "each"))
 
 
 @pytest.mark.sim
@@ -73,20 +75,6 @@ def test_each_camera_of_each_transition_is_labelled_as_one_at_a_time(chain, alon
     assert agree >= 38, "batches may round differently, hardly ever enough to choose another code"
 
 
-@pytest.mark.sim
-@pytest.mark.timeout(1000)
-def test_two_processes_give_the_labels_of_one(chain, alone, tmp_path, monkeypatch):
-    settings = config(chain, tmp_path / "two")
-    words = [word for key in ("lam", "store", "features", "out") for word in (f"--{key}", getattr(settings, key))]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "scripts/label_latents.py", "--config", "configs/lam/label.yaml", *words, "--views", "[]"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert same(LatentLabels.load(tmp_path / "two" / "labels.safetensors"), alone)
-    assert not list((tmp_path / "two").glob("shard-*"))
-
-
 SLOW_LABELLING = """
 import sys, time
 from lam import label as module
@@ -94,7 +82,7 @@ from lam.label import LabelConfig, label
 module.SHARD_TRANSITIONS = 32
 whole = module.label_shard
 def slowly(*arguments):
-    time.sleep(0.2)
+    time.sleep(0.1)
     return whole(*arguments)
 module.label_shard = slowly
 label(LabelConfig(**eval(sys.argv[1])))
@@ -103,7 +91,20 @@ label(LabelConfig(**eval(sys.argv[1])))
 
 @pytest.mark.sim
 @pytest.mark.timeout(1000)
-def test_a_killed_run_goes_on_with_the_shards_that_are_missing(chain, tmp_path, monkeypatch):
+def test_two_processes_give_the_labels_of_one(chain, alone, tmp_path):
+    (tmp_path / "script.py").write_text(SLOW_LABELLING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(tmp_path / "script.py"), str(config(chain, tmp_path / "two").model_dump())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same(LatentLabels.load(tmp_path / "two" / "labels.safetensors"), alone)
+    assert not list((tmp_path / "two").glob("shard-*"))
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_a_killed_run_goes_on_with_the_shards_that_are_missing(chain, alone, tmp_path, monkeypatch):
     settings = config(chain, tmp_path / "killed")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SLOW_LABELLING, str(settings.model_dump())]
@@ -121,7 +122,7 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_missing(chain, tmp_path, 
     monkeypatch.setattr(module, "label_shard", lambda m, shard, c: labelled.append(shard.number) or whole(m, shard, c))
     resumed = made(settings)
     assert not {f"shard-{number:06d}.safetensors" for number in labelled} & {path.name for path in kept}
-    assert same(resumed, made(config(chain, tmp_path / "straight")))
+    assert same(resumed, alone)
 
 
 @pytest.mark.sim
@@ -142,7 +143,7 @@ def test_a_vote_gives_all_cameras_of_a_transition_one_label_and_one_camera_can_b
 @pytest.mark.sim
 @pytest.mark.timeout(1000)
 def test_labelling_refuses_unknown_cameras_and_features_of_another_form(chain, tmp_path):
-    with pytest.raises(LabelsError, match=r"has no views \['top'\]"):
+    with pytest.raises(LabelsError, match=r"has no views \['top'\] with features"):
         label(config(chain, tmp_path / "top", views=("top",)))
     model, facts = load_lam(chain / "lam")
     store = Store.open(chain / "episodes")

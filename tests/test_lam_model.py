@@ -86,7 +86,7 @@ def test_foreign_files_and_forms_without_a_place_in_the_layout_are_refused():
         from_published({"conv1.weight": torch.zeros(3)}, 4, 16)
     with pytest.raises(CheckpointError, match="lacks \\['beta', 'heads'\\]"):
         differences({"input.features": torch.zeros(1)}, {})
-    with pytest.raises(CheckpointError, match="network perceptron"):
+    with pytest.raises(CheckpointError, match=r"no place for a model with \{'network': 'perceptron'\}"):
         to_published(small(network="perceptron"))
 
 

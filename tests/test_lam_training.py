@@ -78,6 +78,17 @@ def test_a_run_killed_at_several_points_ends_with_the_same_bits_codebook_include
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
+def test_two_processes_train_on_episodes_of_unequal_cameras(tmp_path):
+    ragged = write_store(tmp_path / "store", lengths=(12, 12, 12), only_front=(0,))
+    words = command(ragged, tmp_path, "run", "--fewest_views", "1", "--model.bottleneck", "vq_ema")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished([*launch, *words[1:], "--training.steps", "30"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [sum(line["code_histogram"][0]) for line in lines if "code_histogram" in line]
+    assert len(rows) == 3
+    assert all(10 * 2 * 2 * 4 < seen < 10 * 2 * 2 * 4 * 2 for seen in rows), "one camera of some, two of others"
+
+
 def test_the_codebook_is_logged_and_dead_codes_are_replaced_until_the_last_fifth(straight):
     lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     checks = [line for line in lines if "code_histogram" in line and line["step"] % 10 == 0]
@@ -88,6 +99,7 @@ def test_the_codebook_is_logged_and_dead_codes_are_replaced_until_the_last_fifth
         assert 1 <= line["perplexity"] <= 64
     revived = [line["step"] for line in checks if line.get("revived", 0) > 0]
     assert revived
+    assert max(revived) <= 50, "the last fifth is for settling"
     summary = json.loads((straight / "manifest.json").read_text())["summary"]
     assert {"validation_loss", "validation_cross", "perplexity", "usage", "code_histogram"} <= set(summary)
     assert not (straight / "training_state.safetensors").exists()

@@ -99,6 +99,28 @@ def share_of_peak(sizes: Sizes, device: torch.device, numbers: Numbers) -> Itera
 
 def labelling(sizes: Sizes, device: torch.device, numbers: Numbers) -> Iterator[str]:
     """Labels of cached features in batches against one transition at a time, as far as the published data loader."""
+    yield "  the paper's network"
+    yield from _labelling_of_paper(sizes, device, numbers)
+    yield "  the quickstart's network"
+    yield from _labelling_of_quickstart(sizes, device, numbers)
+
+
+def _labelling_of_quickstart(sizes: Sizes, device: torch.device, numbers: Numbers) -> Iterator[str]:
+    torch.manual_seed(0)
+    model = LatentActionModel(sizes.quick_model, sizes.quick_dim, sizes.quick_patches).to(device).eval()
+    features = torch.randn(sizes.quick_batch, 2, sizes.quick_patches, sizes.quick_dim).to(device)
+    fast, some = bf16_is_fast(device), max(1, sizes.quick_batch // 4)
+    calls = {
+        "quickstart, one at a time": lambda: _label(model, features[:some], 1, fast),
+        "quickstart, in batches": lambda: _label(model, features, sizes.quick_batch, fast),
+    }
+    counts = {"quickstart, one at a time": some, "quickstart, in batches": sizes.quick_batch}
+    timings = _per_transition(in_turn(calls, device, sizes.rounds), counts)
+    yield from _rows(timings, numbers)
+    yield _ratio("quickstart, one at a time / in batches", _quotient(timings, *calls), numbers)
+
+
+def _labelling_of_paper(sizes: Sizes, device: torch.device, numbers: Numbers) -> Iterator[str]:
     model = sizes.new_model().to(device).eval()
     features = sizes.features(1, sizes.labelled, device)[0]
     tower = load_encoder(EncoderConfig(**(sizes.tower.model_dump() | {"dtype": "float32"})), device)
@@ -111,9 +133,8 @@ def labelling(sizes: Sizes, device: torch.device, numbers: Numbers) -> Iterator[
         "one at a time, default precision": lambda: _label(model, features[:some], 1, fast),
         "in batches, default precision": lambda: _label(model, features, sizes.label_batch, fast),
     }
-    timings = in_turn(calls, device, sizes.rounds)
     counts = dict.fromkeys(calls, some) | {"in batches, default precision": sizes.labelled}
-    timings = {name: Timing(*(seconds / counts[name] for seconds in t)) for name, t in timings.items()}
+    timings = _per_transition(in_turn(calls, device, sizes.rounds), counts)
     yield f"  seconds a transition; batches of {sizes.label_batch}"
     yield from _rows(timings, numbers)
     for name in list(calls)[:-1]:
@@ -167,6 +188,10 @@ def _label_frames(model: LatentActionModel, tower: VisualEncoder, images: Tensor
 def _images(number: int, side: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (number, side, side, 3), dtype=torch.uint8, generator=generator).to(device)
+
+
+def _per_transition(timings: dict[str, Timing], counts: dict[str, int]) -> dict[str, Timing]:
+    return {name: Timing(*(seconds / counts[name] for seconds in t)) for name, t in timings.items()}
 
 
 def _rows(timings: dict[str, Timing], numbers: Numbers) -> Iterator[str]:

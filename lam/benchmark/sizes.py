@@ -26,6 +26,11 @@ class Sizes(NamedTuple):
     """Transitions that are labelled together."""
     labelled: int
     """Transitions that are labelled in all; a multiple of `label_batch`."""
+    quick_model: LamConfig
+    """The quickstart's model, and what it is given."""
+    quick_dim: int
+    quick_patches: int
+    quick_batch: int
 
     def new_model(self, **changes: int) -> LatentActionModel:
         """A model with weights that are the same each time."""
@@ -47,6 +52,10 @@ FULL = Sizes(
     rounds=3,
     label_batch=16,
     labelled=16,
+    quick_model=LamConfig(network="perceptron", width=384, code_dim=32, codebook="per_token", normalise_encodings=True),
+    quick_dim=384,
+    quick_patches=16,
+    quick_batch=256,
 )
 QUICK = Sizes(
     model=LamConfig(width=48, heads=4, encoder_blocks=2, decoder_blocks=2, code_dim=16),
@@ -57,4 +66,8 @@ QUICK = Sizes(
     rounds=2,
     label_batch=4,
     labelled=4,
+    quick_model=LamConfig(network="perceptron", width=16, code_dim=8),
+    quick_dim=12,
+    quick_patches=4,
+    quick_batch=16,
 )

@@ -46,8 +46,8 @@ class VectorQuantizer(Bottleneck):
     def revive(self, encodings: Float[Tensor, "batch tokens dim"], generator: torch.Generator) -> int:
         """Replace codes that were hardly used since the last call by perturbed encodings; answers how many.
 
-        Before anything was counted this places all codes. With the same encodings, counts and generator on every
-        process, the result is the same on every process.
+        Before anything was counted this places all codes. Processes with the same counts and generator place the same
+        codes, from the main one's encodings; how many encodings each has does not matter.
         """
         replaced, dead = new_codes(whole(self.codebook), self.counts, encodings, generator)
         set_parameter(self.codebook, dead, replaced[dead])

@@ -1,6 +1,7 @@
 """Vector quantisation with codes that are moving averages of their encodings."""
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,8 +56,10 @@ class EmaVectorQuantizer(Bottleneck):
 
     @torch.no_grad()
     def revive(self, encodings: Float[Tensor, "batch tokens dim"], generator: torch.Generator) -> int:
-        """Replace codes that were hardly used since the last call by perturbed encodings; answers how many."""
+        """Replace codes that were hardly used by perturbed encodings, the main process's; answers how many."""
         replaced, dead = new_codes(self._books, self.counts, encodings, generator)
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(replaced, 0)
         averages = self.library._codebook
         averages.embed.copy_(replaced)
         averages.cluster_size.copy_(torch.where(dead, torch.ones_like(averages.cluster_size), averages.cluster_size))

@@ -17,9 +17,10 @@ class ContrastiveViews(Objective):
         """self, contrast (nats, its chance level is the logarithm of the number of candidates), bottleneck."""
         encoded = self.encode(batch)
         own = self.own_error(batch, encoded)
-        directions = F.normalize(flat(encoded.encodings).float(), dim=1)
         one, other = batch.cross.unbind(1)
-        similarity = directions[one] @ directions.T / TEMPERATURE
+        with torch.autocast(batch.features.device.type, enabled=False):
+            directions = F.normalize(flat(encoded.encodings).float(), dim=1)
+            similarity = directions[one] @ directions.T / TEMPERATURE
         is_same = batch.sample[one][:, None] == batch.sample[None]
         is_positive = torch.arange(len(directions), device=other.device)[None] == other[:, None]
         similarity = similarity.masked_fill(is_same & ~is_positive, float("-inf"))

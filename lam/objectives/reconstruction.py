@@ -43,7 +43,9 @@ class Mismatched(OwnAndCross):
             return super()._errors(batch, encoded, cross)
         targets, sources = cross.unbind(1)
         most = int(batch.sample[targets].bincount().max())
-        return super()._errors(batch, encoded, torch.stack([targets, sources.roll(most)], dim=1))
+        wrong = sources.roll(most)
+        is_other = batch.sample[wrong] != batch.sample[targets]
+        return super()._errors(batch, encoded, torch.stack([targets, wrong], dim=1)[is_other])
 
 
 class Cross(Objective):
