@@ -36,13 +36,16 @@ def command(store: Store, folder: Path, name: str, *words: str) -> list[str]:
     return [*start, "--data.noise.store", str(store.path), *words]
 
 
-def run(words: list[str], **options) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def finished(words: list[str]) -> str:
-    process = run(words)
+def run(words: list[str], **environment: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finished(words: list[str], **environment: str) -> str:
+    process = run(words, **environment)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said[-3000:]
     return said
@@ -81,12 +84,25 @@ def test_a_run_killed_at_several_points_ends_with_the_same_bits_codebook_include
 def test_two_processes_train_on_episodes_of_unequal_cameras(tmp_path):
     ragged = write_store(tmp_path / "store", lengths=(12, 12, 12), only_front=(0,))
     words = command(ragged, tmp_path, "run", "--fewest_views", "1", "--model.bottleneck", "vq_ema")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finished([*launch, *words[1:], "--training.steps", "30"])
+    finished([*TWO, *words[1:], "--training.steps", "30"])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rows = [sum(line["code_histogram"][0]) for line in lines if "code_histogram" in line]
     assert len(rows) == 3
     assert all(10 * 2 * 2 * 4 < seen < 10 * 2 * 2 * 4 * 2 for seen in rows), "one camera of some, two of others"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_sharded_training_gives_the_model_of_data_parallel_training_new_codes_included(store, tmp_path, stage):
+    pytest.importorskip("deepspeed")
+    sharded = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    for name, environment in (("whole", {}), ("sharded", sharded)):
+        finished([*TWO, *command(store, tmp_path, name)[1:], "--training.steps", "22"], **environment)
+    wanted, found = (read_tensors(tmp_path / name / "model.safetensors") for name in ("whole", "sharded"))
+    assert set(wanted) == set(found)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3)
 
 
 def test_the_codebook_is_logged_and_dead_codes_are_replaced_until_the_last_fifth(straight):
