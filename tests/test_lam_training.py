@@ -98,11 +98,14 @@ def test_sharded_training_gives_the_model_of_data_parallel_training_new_codes_in
     pytest.importorskip("deepspeed")
     sharded = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
     for name, environment in (("whole", {}), ("sharded", sharded)):
-        finished([*TWO, *command(store, tmp_path, name)[1:], "--training.steps", "22"], **environment)
+        words = command(store, tmp_path, name, "--training.steps", "12", "--revive_every", "5")
+        said = finished([*TWO, *words[1:]], **environment)
+        assert "revived" in said
     wanted, found = (read_tensors(tmp_path / name / "model.safetensors") for name in ("whole", "sharded"))
     assert set(wanted) == set(found)
+    del wanted["bottleneck.counts"]  # Sums in another order may choose another of two codes equally near.
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-3, rtol=1e-3)
 
 
 def test_the_codebook_is_logged_and_dead_codes_are_replaced_until_the_last_fifth(straight):
