@@ -9,10 +9,9 @@ from pydantic import Field
 from torchvision.transforms.v2 import functional
 
 from core.config import Config
+from core.frames import BATCH
 from core.store import Store
 from core.vision import EncoderConfig, load_encoder
-
-BATCH = {"cpu": 32, "cuda": 256}
 
 
 class AugmentationConfig(Config):

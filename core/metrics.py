@@ -25,7 +25,7 @@ class MetricsLog:
         self.facts: dict[str, Any] = {}
         self.terms_added = 0
         self.latest: dict[str, float] = {}
-        lines = [line for line in _lines(path) if line["step"] <= first_step]
+        lines = [line for line in read_metrics(path) if line["step"] <= first_step]
         for line in lines:
             self._remember(line)
         accelerator.wait_for_everyone()
@@ -74,8 +74,8 @@ def start_tracker(accelerator: Accelerator, tracker: str, name: str, settings: d
     accelerator.init_trackers(name, config=settings)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier attempt; one that was cut off when the process was killed is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, none where there is no such file; one that a kill cut off is left out."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

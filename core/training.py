@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -139,12 +139,14 @@ def uses_bf16(config: TrainingConfig) -> bool:
     return config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(default_device()))
 
 
-def open_stage(accelerator: Accelerator, path: str | Path, name: str, config: Config, inputs: dict[str, str]) -> Stage:
+def open_stage(
+    processes: Accelerator | PartialState, path: str | Path, name: str, config: Config, inputs: dict[str, str]
+) -> Stage:
     """`Stage.open` for several processes: the main one opens it, then the others look."""
-    stage = Stage.open(path, name, config, inputs) if accelerator.is_main_process else None
-    accelerator.wait_for_everyone()
+    stage = Stage.open(path, name, config, inputs) if processes.is_main_process else None
+    processes.wait_for_everyone()
     stage = stage or Stage.open(path, name, config, inputs, is_main=False)
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
     return stage
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from core.run import say
 from core.sampling import step_generator
 from lam.bottlenecks.interface import codebook_health
-from lam.mixture import Mixture
+from lam.mixture import Mixture, first_rows
 from lam.model import LatentActionModel
 
 CHECK_EVERY = 50
@@ -69,8 +69,7 @@ def sample_encodings(model: LatentActionModel, dataset: Mixture, seed: int) -> T
     """Encodings of 128 transitions, the same on every process."""
     generator = step_generator(seed, 0, rank=2**20)
     batch = dataset.batch(generator.integers(0, len(dataset), 128), generator)
-    first_rows = torch.cat([batch["sample"].new_ones(1), batch["sample"].diff()]).bool()
-    features = batch["features"][first_rows].float()
+    features = first_rows(batch)
     return model.encode(features.to(next(model.parameters()).device))
 
 

@@ -204,6 +204,13 @@ class TransitionDataset:
                 out[rows, instant] = pooled(values, self.source.grid, self.options.pool)
         return out
 
+    def seen_by(
+        self, indices: Int[np.ndarray, " n"], views: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n 2 patches dim"]:
+        """Features of both frames of samples over the shortest gap, each as one of `views` (a position) saw it."""
+        episodes, frames = self.locate(indices)
+        return self.features(episodes, frames, np.full(len(indices), self.gaps[0]), views)
+
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """`episode:frame` of each sample."""
         return [f"{self.store.episodes[e].episode_id}:{f}" for e, f in zip(*self.locate(indices), strict=True)]

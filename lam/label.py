@@ -10,14 +10,13 @@ import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
 from pydantic import Field
-from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from core.config import Config
 from core.device import bf16_is_fast, choose_attention_kernel, default_device
 from core.labels import COLUMNS, LabelsError, LabelsInfo, LatentLabels
-from core.run import Stage
 from core.store import Store
+from core.training import open_stage
 from lam.checkpoint import LamFacts, load_lam
 from lam.dataset import DataOptions, FeatureSource, TransitionDataset, gaps_in_frames
 from lam.model import LatentActionModel
@@ -79,10 +78,7 @@ def label(config: LabelConfig) -> None:
         )
     processes = start_processes()
     inputs = {"lam": facts.fingerprint, "store": store.fingerprint, "features": source.fingerprint}
-    stage = Stage.open(config.out, "label_latents", config, inputs) if processes.is_main_process else None
-    processes.wait_for_everyone()
-    stage = stage or Stage.open(config.out, "label_latents", config, inputs, is_main=False)
-    processes.wait_for_everyone()
+    stage = open_stage(processes, config.out, "label_latents", config, inputs)
     if stage.is_done:
         return
     shards = list(shards_of(store, source, views, facts, config))
@@ -91,10 +87,11 @@ def label(config: LabelConfig) -> None:
             f"no episode of {config.store} that {list(views)} saw is longer than {facts.one_gap_s(config.gap_s)} s"
         )
     require_fit(model, shards[0].dataset)
-    label_shards(model, shards, stage.path, config, processes)
+    info = labels_info(model, facts, store, views, config)
+    label_shards(model, shards, stage.path, info, config.batch_size, processes)
     processes.wait_for_everyone()
     if processes.is_main_process:
-        labels = gathered(shards, stage.path, labels_info(model, facts, store, views, config))
+        labels = gathered(shards, stage.path)
         labels.save(stage.path / LABELS)
         for shard in shards:
             shard.file(stage.path).unlink()
@@ -141,7 +138,12 @@ def shards_of(
 
 
 def label_shards(
-    model: LatentActionModel, shards: list[Shard], directory: Path, config: LabelConfig, processes: PartialState
+    model: LatentActionModel,
+    shards: list[Shard],
+    directory: Path,
+    info: LabelsInfo,
+    batch_size: int,
+    processes: PartialState,
 ) -> None:
     """Label this process's part of the shards that are not on disk yet."""
     model = model.to(processes.device)
@@ -154,33 +156,26 @@ def label_shards(
         total=transitions, desc="label", unit="transition", disable=not processes.is_main_process, mininterval=1.0
     ) as bar:
         for shard in mine:
-            columns = label_shard(model, shard, config)
-            temporary = shard.file(directory).with_suffix(".part")
-            try:
-                save_file({name: np.ascontiguousarray(values) for name, values in columns.items()}, temporary)
-                temporary.replace(shard.file(directory))
-            finally:
-                temporary.unlink(missing_ok=True)
+            label_shard(model, shard, info, batch_size).save(shard.file(directory))
             bar.update(shard.stop - shard.start)
 
 
-def label_shard(model: LatentActionModel, shard: Shard, config: LabelConfig) -> dict[str, Int[np.ndarray, "n ..."]]:
-    """The columns of `LatentLabels` for the transitions of a shard, each as often as cameras saw it."""
-    dataset = shard.dataset
-    available = [dataset.available(index) for index in range(shard.start, shard.stop)]
-    counts = np.array([len(cameras) for cameras in available])
+def label_shard(model: LatentActionModel, shard: Shard, info: LabelsInfo, batch_size: int) -> LatentLabels:
+    """Labels of the transitions of a shard, each as often as cameras saw it."""
+    dataset, numbers = shard.dataset, np.arange(shard.start, shard.stop)
+    available = [dataset.available(int(number)) for number in numbers]
+    indices = np.repeat(numbers, [len(cameras) for cameras in available])
     views = np.concatenate(available)
-    episodes, frames = dataset.locate(np.repeat(np.arange(shard.start, shard.stop), counts))
-    gaps = np.full(len(views), dataset.gaps[0])
     parts = []
-    for start in range(0, len(views), config.batch_size):
-        rows = slice(start, start + config.batch_size)
-        parts.append(codes_of(model, dataset.features(episodes[rows], frames[rows], gaps[rows], views[rows])))
+    for start in range(0, len(views), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(codes_of(model, dataset.seen_by(indices[rows], views[rows])))
     codes = np.concatenate(parts)
-    if config.vote:
-        codes = majority(codes, np.repeat(np.arange(len(counts)), counts), model.config.num_codes)
+    if info.is_vote:
+        codes = majority(codes, indices - shard.start, info.num_codes)
+    episodes, frames = dataset.locate(indices)
     columns = {"episodes": episodes, "frames": frames, "views": views, "codes": codes}
-    return {name: values.astype(np.int32) for name, values in columns.items()}
+    return LatentLabels(info=info, **{name: values.astype(np.int32) for name, values in columns.items()})
 
 
 @torch.inference_mode()
@@ -219,7 +214,9 @@ def labels_info(
     )
 
 
-def gathered(shards: list[Shard], directory: Path, info: LabelsInfo) -> LatentLabels:
+def gathered(shards: list[Shard], directory: Path) -> LatentLabels:
     """The labels of all shards, in order."""
-    parts = [load_file(shard.file(directory)) for shard in shards]
-    return LatentLabels(info=info, **{name: np.concatenate([part[name] for part in parts]) for name in COLUMNS})
+    parts = [LatentLabels.load(shard.file(directory)) for shard in shards]
+    return LatentLabels(
+        info=parts[0].info, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    )

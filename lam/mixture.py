@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lam.dataset import TransitionDataset, TransitionsError
@@ -56,3 +56,9 @@ def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         samples += int(part["sample"].max()) + 1
         rows += len(part["sample"])
     return {name: torch.cat([part[name] for part in moved]) for name in moved[0]}
+
+
+def first_rows(batch: dict[str, Tensor]) -> Float[Tensor, "samples 2 patches dim"]:
+    """Features of each sample as the first of its cameras saw it, float32."""
+    is_first = torch.cat([batch["sample"].new_ones(1), batch["sample"].diff()]).bool()
+    return batch["features"][is_first].float()

@@ -19,7 +19,7 @@ from lam.checkpoint import LamFacts, save_lam
 from lam.codebook_watch import CodebookWatch, start_codebook
 from lam.config import LamConfig
 from lam.dataset import DataOptions, TransitionsError
-from lam.mixture import Mixture
+from lam.mixture import Mixture, first_rows
 from lam.model import LatentActionModel
 from lam.objectives.by_name import OBJECTIVES
 from lam.objectives.interface import DataFacts, Objective
@@ -182,9 +182,7 @@ def code_use(model: LatentActionModel, dataset: Mixture) -> dict[str, Any]:
     indices = some_of(dataset, CODE_USE_SAMPLES, generator)
     for chunk in np.array_split(indices, max(1, len(indices) // 64)):
         batch = dataset.batch(chunk, generator)
-        first_rows = torch.cat([batch["sample"].new_ones(1), batch["sample"].diff()]).bool()
-        features = batch["features"][first_rows].float()
-        indices_of = model.label(features.to(next(model.parameters()).device)).cpu()
+        indices_of = model.label(first_rows(batch).to(next(model.parameters()).device)).cpu()
         counts += torch.nn.functional.one_hot(indices_of, model.bottleneck.num_codes).sum(0)
     return codebook_health(counts) | {"code_histogram": counts.tolist()}
 

@@ -55,8 +55,7 @@ class Sample(NamedTuple):
 
     def features(self, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2 patches dim"]:
         """Features of both frames of some of the transitions."""
-        episodes, frames = self.dataset.locate(self.indices[rows])
-        return self.dataset.features(episodes, frames, np.full(len(rows), self.dataset.gaps[0]), self.views[rows])
+        return self.dataset.seen_by(self.indices[rows], self.views[rows])
 
 
 def audit(config: AuditConfig) -> None:

@@ -1,11 +1,12 @@
 """How the use of the codebook went during training, from the run's own files."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from core.metrics import read_metrics
 
 
 class History(NamedTuple):
@@ -30,14 +31,7 @@ class History(NamedTuple):
 
 def read_history(run: str | Path) -> History | None:
     """The history of a run; None where it logged none. A last line that was cut off is left out."""
-    file = Path(run) / "metrics.jsonl"
-    lines = []
-    for text in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    checks = [line for line in lines if line.get("code_histogram")]
+    checks = [line for line in read_metrics(Path(run) / "metrics.jsonl") if line.get("code_histogram")]
     if not checks:
         return None
     return History(

@@ -48,8 +48,7 @@ class Clips(NamedTuple):
 
     def features(self, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2 patches dim"]:
         """Features of both frames of some clips."""
-        gaps = np.full(len(rows), self.gap)
-        return self.dataset.features(self.episodes[rows], self.frames[rows], gaps, self.cameras[rows])
+        return self.dataset.seen_by(self.transitions[rows], self.cameras[rows])
 
 
 def take_clips(model: LatentActionModel, dataset: TransitionDataset, most: int, seed: int) -> Clips:
