@@ -87,8 +87,11 @@ def share_of_peak(sizes: Sizes, device: torch.device, numbers: Numbers) -> Itera
     timings = in_turn({"forward and backward": gradients, "whole step": step, "peak": peak}, device, sizes.rounds)
     yield from _rows({name: t for name, t in timings.items() if name != "peak"}, numbers)
     best = max(peaks)
-    numbers |= {"operations": count, "peak operations a second": best}
+    features = sizes.features(VIEWS, sizes.batch, device)
+    published = operations(PublishedStep(PublishedModel(sizes.model, sizes.feature_dim).to(device), features, False))
+    numbers |= {"operations": count, "published operations": published, "peak operations a second": best}
     yield f"  {count / GIGA:.1f} G operations a step; best rate {best / GIGA:.0f} G operations a second"
+    yield f"  {published / GIGA:.1f} G operations a published step, {published / count:.2f} times as many"
     for name in ("forward and backward", "whole step"):
         yield _ratio(f"share of the best rate, {name}", count / timings[name].median_s / best, numbers)
     kinds = seconds_by_kind(step, device)
