@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from core.lazy_frames import LazyFrames
 from core.spaces import ActionSpace
 
 
@@ -12,8 +13,8 @@ from core.spaces import ActionSpace
 class View:
     """What one camera saw."""
 
-    frames: UInt8[np.ndarray, "frames height width 3"]
-    """RGB."""
+    frames: UInt8[np.ndarray, "frames height width 3"] | LazyFrames
+    """RGB; lazy where they are decoded when they are looked at."""
     extrinsics: Float[np.ndarray, "frames 3 4"] | None = None
     """World to camera, OpenCV axes (x right, y down, z forward), metres; None where unknown."""
 
@@ -39,6 +40,8 @@ class Episode:
     action_space: ActionSpace | None = None
     proprioception: Float[np.ndarray, "frames senses"] | None = None
     """End-effector position (m), orientation (quaternion wxyz), finger openings (m), or what the source has."""
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further things of each frame, one row a frame: numbers, flags (bool) or texts (object)."""
     is_labelled: bool = True
     """False: training must behave as if the actions did not exist; only an audit may look at them."""
     split: str = "train"
@@ -68,8 +71,7 @@ class Episode:
         for name, view in self.views.items():
             if view.extrinsics is not None and len(view.extrinsics) != self.length:
                 raise ValueError(f"{where}: view {name} has {len(view.extrinsics)} extrinsics, {self.length} frames")
-        for name in ("actions", "proprioception"):
-            values = getattr(self, name)
+        for name, values in {"actions": self.actions, "proprioception": self.proprioception, **self.columns}.items():
             if values is not None and len(values) != self.length:
                 raise ValueError(f"{where}: {len(values)} {name} for {self.length} frames; one a frame is needed")
         if self.actions is not None and (self.action_space is None or self.action_space.dims != self.actions.shape[1]):

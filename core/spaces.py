@@ -15,21 +15,30 @@ class ActionSpace(Config):
     names: tuple[str, ...]
     """One name a dimension."""
     units: tuple[str, ...]
-    """One unit a dimension: m, rad, or open for a gripper (1 open, -1 closed)."""
-    kind: Literal["delta_end_effector", "absolute_end_effector", "joint_position", "delta_joint_position"]
-    """Whether numbers are increments a control step or targets."""
+    """One unit a dimension: m, rad, open for a gripper (1 open, -1 closed), or unspecified."""
+    kind: Literal[
+        "delta_end_effector",
+        "absolute_end_effector",
+        "end_effector_velocity",
+        "joint_position",
+        "delta_joint_position",
+        "joint_velocity",
+        "unspecified",
+    ]
+    """Whether numbers are increments a control step, targets, or velocities; unspecified: the source does not say."""
     frame: str = "robot_base"
     """Coordinate frame of positions and rotations."""
     rotation: str = "rotation_vector"
     """Form of the rotation dimensions, where there are any."""
-    low: tuple[float, ...]
-    """Smallest value a control step that the robot takes, per dimension."""
-    high: tuple[float, ...]
-    """Largest value a control step that the robot takes, per dimension."""
+    low: tuple[float, ...] | None = None
+    """Smallest value a control step that the robot takes, per dimension; None: not known."""
+    high: tuple[float, ...] | None = None
+    """Largest value a control step that the robot takes, per dimension; None: not known."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "ActionSpace":
-        lengths = {name: len(getattr(self, name)) for name in ("names", "units", "low", "high")}
+        known = [name for name in ("names", "units", "low", "high") if getattr(self, name) is not None]
+        lengths = {name: len(getattr(self, name)) for name in known}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"names, units, low and high need one entry a dimension, got lengths {lengths}")
         return self

@@ -2,9 +2,9 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,15 @@ class StoreError(ValueError):
     """A store that is missing, incomplete, or asked for something it does not hold."""
 
 
+class ColumnInfo(NamedTuple):
+    """Further things that each frame has."""
+
+    dtype: str
+    """float32, float64, int8 to int64, uint8, bool or string."""
+    shape: tuple[int, ...]
+    """Of one frame's; (1,) for a single value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
     """What holds for every episode of a store."""
@@ -44,6 +53,12 @@ class StoreInfo:
     proprioception_dims: int
     """0: the store holds none."""
     robot_type: str
+    proprioception_names: tuple[str, ...] = ()
+    """One name a number; empty where they are not known."""
+    columns: dict[str, ColumnInfo] = field(default_factory=dict)
+    """Further things of each frame, by a name without '/'."""
+    codec: Literal["h264", "av1", "png"] = "h264"
+    """How frames are written: as video, or as single pictures without loss."""
 
     def __post_init__(self) -> None:
         """Reject what the layout cannot hold.
@@ -53,8 +68,8 @@ class StoreInfo:
         """
         if self.control_hz <= 0 or not self.views:
             raise StoreError(f"a store needs a rate and a view, got control_hz {self.control_hz}, views {self.views}")
-        if wrong := [name for name in self.views if not name or "/" in name]:
-            raise StoreError(f"view names {wrong} cannot name folders; leave out '/'")
+        if wrong := [name for name in (*self.views, *self.columns) if not name or "/" in name]:
+            raise StoreError(f"names {wrong} of views or columns cannot name folders; leave out '/'")
 
 
 def part_file(path: str | Path, kind: str, part: int) -> Path:
