@@ -1,55 +1,64 @@
-"""Episodes on disk, in the LeRobot v3.0 layout; nothing else in the project knows it.
+"""Episodes on disk, in the LeRobot v3.0 layout: ours, with a checksum for everything, or what LeRobot itself wrote.
 
     store/
-      data/chunk-000/file-<part>.parquet             one row a frame; one row group an episode
-      videos/<camera>/chunk-000/file-<part>.mp4      the episodes' frames one after another
-      meta/episodes/chunk-000/file-<part>.parquet    one row an episode; written last, its presence commits the part
+      data/chunk-000/file-000.parquet                one row a frame
+      videos/<feature>/chunk-000/file-000.mp4        the episodes' frames one after another
+      meta/episodes/chunk-000/file-000.parquet       one row an episode
       meta/tasks.parquet, meta/stats.json
       meta/info.json                                 written last of all; its presence means "complete"
+
+LeRobot has no place for the rest, and does not look at it:
+
+      meta/splits.json                               which episodes are held out
+      meta/video_index/<feature>/chunk-000/*.npz     where each encoded frame lies, and its checksum
+      meta/hashes.json, meta/skipped.json
 
 Numbers of a frame that the episode does not have (actions, proprioception, extrinsics) are NaN there and None here.
 """
 
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 from einops import rearrange
 from jaxtyping import Float, UInt8
 
 from core.episode import Episode, View
+from core.pictures import decode_image
+from core.run import say
+from core.store_contents import Contents, episode_ids, file_numbers, read_contents
+from core.store_finish import finish_store, is_store_done
 from core.store_layout import (
     ACTION,
     DATA,
-    EPISODES,
     EXTRINSICS,
-    FORMAT,
-    IMAGES,
-    OURS,
+    INDICES,
     STATE,
+    ColumnInfo,
     StoreError,
     StoreInfo,
-    episode_rows,
-    info_from_json,
-    matrix,
-    part_file,
+    file_of,
 )
-from core.store_writer import finish_store, is_part_done, write_part
-from core.video import OPEN_FILES, VideoReader
+from core.store_tables import flat_values
+from core.store_writer import is_part_done, write_part
+from core.table_reader import TableReader
+from core.video import VideoReader
 
 __all__ = [
     "ActionsHiddenError",
+    "ColumnInfo",
     "EpisodeRecord",
     "Store",
     "StoreError",
     "StoreInfo",
     "finish_store",
     "is_part_done",
+    "is_store_done",
     "write_part",
 ]
 
@@ -75,81 +84,141 @@ class EpisodeRecord:
     extra: dict[str, Any]
 
 
+class EpisodeTable(Sequence[EpisodeRecord]):
+    """The records of all episodes, made when they are looked at: a table of a million takes a few hundred MB."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents, self._table = contents, contents.table
+        self._ids = pa.array(episode_ids(self._table))
+        self._starts = np.cumsum(self._table["length"].to_numpy()) - self._table["length"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> EpisodeRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EpisodeRecord]: ...
+    def __getitem__(self, index: int | slice) -> EpisodeRecord | list[EpisodeRecord]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._record(index % len(self))
+
+    def __iter__(self) -> Iterator[EpisodeRecord]:
+        return (self._record(number) for number in range(len(self)))
+
+    def _record(self, number: int) -> EpisodeRecord:
+        instruction = (self._value("tasks", number) or [""])[0]
+        return EpisodeRecord(
+            index=number,
+            episode_id=self._ids[number].as_py(),
+            task=self._value("task", number) or "_".join(instruction.lower().split()) or "unknown",
+            instruction=instruction,
+            length=self._value("length", number),
+            views=tuple(self._value("views", number) or self._contents.features),
+            is_labelled=self._value("is_labelled", number) is not False,
+            split=self._contents.splits[number],
+            start=int(self._starts[number]),
+            extra=json.loads(self._value("extra", number) or "{}"),
+        )
+
+    def _value(self, name: str, number: int) -> Any:
+        return self._table[name][number].as_py() if name in self._table.column_names else None
+
+    def select(self, split: str | None, task: str | None, is_labelled: bool | None) -> list[EpisodeRecord]:
+        """The episodes with all of the given properties, in order."""
+        chosen = np.ones(len(self), bool)
+        if split is not None:
+            chosen &= np.array(self._contents.splits) == split
+        if is_labelled is not None and "is_labelled" in self._table.column_names:
+            chosen &= pc.equal(self._table["is_labelled"], is_labelled).to_numpy()
+        elif is_labelled is False:
+            chosen[:] = False
+        records = [self._record(int(number)) for number in np.flatnonzero(chosen)]
+        return records if task is None else [record for record in records if record.task == task]
+
+
 class Store:
     """Read access to a complete store; safe in forked and spawned processes."""
 
-    def __init__(self, path: Path, info: StoreInfo, fingerprint: str, rows: list[dict[str, Any]]) -> None:
-        self.path = path
-        self.info = info
-        self.fingerprint = fingerprint
-        self.episodes = [_record(row) for row in rows]
-        self.num_frames = sum(record.length for record in self.episodes)
-        self._rows = rows
-        self._videos = VideoReader(info.control_hz)
-        self._tables: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tables": OrderedDict()}
+    def __init__(self, path: Path, contents: Contents) -> None:
+        self.path, self.info, self.fingerprint = path, contents.info, contents.fingerprint
+        self.notes = contents.notes
+        self.episodes = EpisodeTable(contents)
+        self.num_frames: int = pc.sum(contents.table["length"]).as_py()
+        self._contents = contents
+        self._videos, self._tables = VideoReader(), TableReader(contents.hashes)
+        videos = {view: f"videos/{name}" for view, name in contents.features.items() if view not in contents.pictures}
+        self._files = {kind: file_numbers(contents.table, kind) for kind in ("data", *videos.values())}
+        self._starts_s = {
+            view: contents.table[f"{kind}/from_timestamp"].to_numpy(zero_copy_only=False)
+            for view, kind in videos.items()
+        }
+        self._lengths = contents.table["length"].to_numpy()
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """The store at `path`.
+        """The store at `path`; says what it promises and does not hold.
 
         Raises:
-            StoreError: there is none, it is not complete, or another program wrote it.
+            StoreError: there is none, it is not complete, it is damaged, or it has another format.
         """
-        path = Path(path)
-        file = path / "meta/info.json"
-        if not file.is_file():
-            state = "was started but is not complete" if (path / "meta").is_dir() else "does not exist"
-            raise StoreError(f"the store {path} {state}: no {file}; run the stage that writes its episodes (again)")
-        described = json.loads(file.read_text())
-        if described.get("codebase_version") != FORMAT or OURS not in described:
-            raise StoreError(
-                f"{path} has format {described.get('codebase_version')} and was not written by this project; "
-                "convert it with the reader of its format in core/formats"
-            )
-        parts = range(described[OURS]["parts"])
-        missing = [
-            str(part_file(path, kind, part))
-            for part in parts
-            for kind in (DATA, EPISODES)
-            if not part_file(path, kind, part).is_file()
-        ]
-        if missing:
-            raise StoreError(
-                f"the store {path} lost {', '.join(missing)}; run the stage that writes its episodes again"
-            )
-        return cls(
-            path,
-            info_from_json(described),
-            described[OURS]["fingerprint"],
-            [r for p in parts for r in episode_rows(path, p)],
-        )
+        contents = read_contents(Path(path))
+        for note in contents.notes:
+            say(f"{path}: {note}")
+        return cls(Path(path), contents)
 
     def select(
         self, *, split: str | None = None, task: str | None = None, is_labelled: bool | None = None
     ) -> list[EpisodeRecord]:
         """The episodes with all of the given properties, in order."""
-        wanted = {"split": split, "task": task, "is_labelled": is_labelled}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        return [record for record in self.episodes if all(getattr(record, n) == v for n, v in wanted.items())]
+        return self.episodes.select(split, task, is_labelled)
 
-    def frames(self, episode: int, view: str, indices: Sequence[int] | None = None) -> UInt8[np.ndarray, "n h w 3"]:
+    def frames(
+        self, episode: int, view: str, indices: Sequence[int] | np.ndarray | None = None
+    ) -> UInt8[np.ndarray, "n h w 3"]:
         """RGB frames of one camera, all or those with the given numbers within the episode, in the order given.
 
         Raises:
-            StoreError: the episode lacks the camera or the frame.
+            StoreError: the episode lacks the camera or the frame, or the frame is damaged.
         """
-        record = self._with_view(episode, view)
-        numbers = list(range(record.length)) if indices is None else [int(number) for number in indices]
-        outside = [number for number in numbers if not 0 <= number < record.length]
-        if outside:
-            raise StoreError(f"{record.episode_id} has frames 0..{record.length - 1}, asked for {outside[:5]}")
-        row = self._rows[episode]
-        first = round(row[f"videos/{IMAGES}{view}/from_timestamp"] * self.info.control_hz)
-        file = part_file(self.path, f"videos/{IMAGES}{view}", row["data/file_index"])
-        return self._videos.read(file, [first + number for number in numbers])
+        self._require_view(episode, view)
+        length = int(self._lengths[episode])
+        numbers = np.arange(length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
+        if ((numbers < 0) | (numbers >= length)).any():
+            name, outside = self.episodes[episode].episode_id, numbers[(numbers < 0) | (numbers >= length)]
+            raise StoreError(f"{name} has frames 0..{length - 1}, asked for {outside[:5].tolist()}")
+        read = self._pictures if view in self._contents.pictures else self._video_frames
+        try:
+            frames = read(episode, view, numbers)
+            if frames.shape[1:3] != self.info.views[view]:
+                raise ValueError(f"frames have {frames.shape[1:3]} pixels, info.json says {self.info.views[view]}")
+        except ValueError as error:
+            name = self.episodes[episode].episode_id
+            raise StoreError(f"{name} in {self.path}, view {view}: {error}") from None
+        return frames
+
+    def _video_frames(self, episode: int, view: str, numbers: np.ndarray) -> np.ndarray:
+        name = self._contents.features[view]
+        number = int(self._files[f"videos/{name}"][episode])
+        index = file_of(self.path, f"{INDICES}/{name}", number) if self._contents.is_ours else None
+        times_s = self._starts_s[view][episode] + numbers / self.info.control_hz
+        return self._videos.read(file_of(self.path, f"videos/{name}", number), times_s, index)
+
+    def _pictures(self, episode: int, view: str, numbers: np.ndarray) -> np.ndarray:
+        name, (height, width) = self._contents.features[view], self.info.views[view]
+        frames = np.empty((len(numbers), height, width, 3), np.uint8)
+        for place, number in enumerate(numbers.tolist()):
+            encoded = self._rows(episode, [name], number, number + 1)[name][0].as_py()
+            if not encoded or not encoded.get("bytes"):
+                raise StoreError(f"frame {number} has no picture")
+            pixels = decode_image(encoded["bytes"])
+            if pixels.shape[:2] != (height, width):
+                raise StoreError(f"frame {number} has {pixels.shape[:2]} pixels, info.json says {(height, width)}")
+            frames[place] = pixels
+        return frames
 
     def actions(self, episode: int, *, for_audit: bool = False) -> Float[np.ndarray, "t d"]:
         """Actions, one a frame, in the units of `info.action_space`.
@@ -179,9 +248,17 @@ class Store:
         Raises:
             StoreError: the episode lacks the camera.
         """
-        self._with_view(episode, view)
+        self._require_view(episode, view)
         flat = self._numbers(episode, EXTRINSICS + view)
         return None if flat is None else rearrange(flat, "t (row column) -> t row column", row=3)
+
+    def columns(self, episode: int) -> dict[str, np.ndarray]:
+        """Further things of each frame, `(t, *shape)`; single values as `(t,)`, texts as objects."""
+        names, length = list(self.info.columns), self._record(episode).length
+        if not names:
+            return {}
+        rows = self._rows(episode, names, 0, length)
+        return {name: flat_values(rows[name], length) for name in names if rows[name].null_count < length}
 
     def episode(self, index: int, *, views: Sequence[str] | None = None, for_audit: bool = False) -> Episode:
         """Everything about one episode, with all of its cameras or those named; `actions` is None where hidden."""
@@ -199,6 +276,7 @@ class Store:
             actions=None if is_hidden else self._numbers(index, ACTION),
             action_space=self.info.action_space,
             proprioception=self.proprioception(index),
+            columns=self.columns(index),
             is_labelled=record.is_labelled,
             split=record.split,
             extra=record.extra,
@@ -209,41 +287,44 @@ class Store:
             raise StoreError(f"{self.path} has episodes 0..{len(self.episodes) - 1}, asked for {episode}")
         return self.episodes[episode]
 
-    def _with_view(self, episode: int, view: str) -> EpisodeRecord:
-        record = self._record(episode)
-        if view not in record.views:
+    def _require_view(self, episode: int, view: str) -> None:
+        is_there = view in self.info.views and 0 <= episode < len(self._lengths)
+        if view in self._starts_s and is_there:
+            is_there = not np.isnan(self._starts_s[view][episode])
+        elif is_there:
+            is_there = view in self.episodes[episode].views
+        if not is_there:
+            record = self._record(episode)
             raise StoreError(f"{record.episode_id} in {self.path} has the views {record.views}, not {view!r}")
-        return record
 
     def _numbers(self, episode: int, column: str) -> np.ndarray | None:
-        """A column of one episode; None where the store or the episode lacks it."""
-        row = self._rows[self._record(episode).index]
-        file = self._table(row["data/file_index"])
-        if column not in file.schema_arrow.names:
+        """A float column of one episode; None where the store or the episode lacks it."""
+        record = self._record(episode)
+        if column not in self._tables.columns(self._data_file(episode)):
             return None
-        group = episode - row["first_in_part"]
-        values = matrix(file.read_row_group(group, columns=[column], use_threads=False)[column])
-        return None if np.isnan(values).all() else values
+        rows = self._rows(episode, [column], 0, record.length)
+        values = flat_values(rows[column], record.length)
+        if values.dtype.kind not in "fiub" or values.ndim != 2:
+            raise StoreError(f"{record.episode_id} in {self.path}: {column} holds {values.dtype}, {values.ndim} axes")
+        values = values.astype(np.float32, copy=False)
+        if np.isnan(values).all():
+            return None
+        if not np.isfinite(values).all():
+            frame = int(np.argmax(~np.isfinite(values).all(1)))
+            raise StoreError(f"{record.episode_id} in {self.path}: {column} of frame {frame} is not finite")
+        return values
 
-    def _table(self, part: int) -> pq.ParquetFile:
-        """The data file of a part; opening one takes milliseconds, so the last ones used stay open."""
-        table = self._tables.pop(part, None) or pq.ParquetFile(part_file(self.path, DATA, part), memory_map=True)
-        self._tables[part] = table
-        while len(self._tables) > OPEN_FILES:
-            self._tables.popitem(last=False)[1].close()
-        return table
+    def _rows(self, episode: int, columns: list[str], start: int, stop: int) -> pa.Table:
+        """Rows of an episode in its data file, once they are seen to be its own."""
+        table, file = self._contents.table, self._data_file(episode)
+        first = (
+            table["dataset_from_index"][episode].as_py() - self._contents.first_rows[int(self._files["data"][episode])]
+        )
+        rows = self._tables.rows(file, first + start, first + stop, [*columns, "episode_index"])
+        number = table["episode_index"][episode].as_py()
+        if not pc.all(pc.equal(rows["episode_index"], number)).as_py():
+            raise StoreError(f"{file}: rows {first} to {first + stop - 1} are not of episode {number} alone")
+        return rows
 
-
-def _record(row: dict[str, Any]) -> EpisodeRecord:
-    return EpisodeRecord(
-        index=row["episode_index"],
-        episode_id=row["episode_id"],
-        task=row["task"],
-        instruction=row["tasks"][0],
-        length=row["length"],
-        views=tuple(row["views"]),
-        is_labelled=row["is_labelled"],
-        split=row["split"],
-        start=row["dataset_from_index"],
-        extra=json.loads(row["extra"]),
-    )
+    def _data_file(self, episode: int) -> Path:
+        return file_of(self.path, DATA, int(self._files["data"][episode]))

@@ -1,32 +1,62 @@
-"""Video files of frames that can be read in any order: h264, one camera a file, counted exactly."""
+"""Video files of frames that can be read in any order, one camera a file, counted and checked exactly."""
 
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.codec.context import CodecContext, Flags
 from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-CODEC = "h264"
-PIXEL_FORMAT = "yuv444p"
-"""Full colour resolution: halving it blurs small coloured objects, biases colours by 1/255 and saves no bytes here."""
+from core.video_index import VideoError, VideoIndex, index_video
+
+__all__ = ["CODECS", "VideoError", "VideoReader", "VideoWriter", "frame_rate"]
+
+
+class Codec(NamedTuple):
+    """How frames are encoded."""
+
+    encoder: str
+    pixels: str
+    """Format that the encoder takes."""
+    stored: str
+    """Format in the file."""
+    options: dict[str, str]
+
+
 KEYFRAME_EVERY = 2
 """Frames; a random frame then costs at most two decoded ones."""
-QUALITY = 16
-"""Constant rate factor of x264: 0 is lossless, 18 looks lossless."""
+CODECS = {
+    # RGB, not YUV: halving the colour resolution blurs small coloured objects, and the conversion biases colours and
+    # costs as much as decoding does. No arithmetic coding, no deblocking: half the decoding time for 4 % more bytes.
+    # No lookahead: with it x264 reads unset memory in pictures whose sides are no multiples of 16, and about one file
+    # in a hundred differs between equal runs.
+    "h264": Codec(
+        "libx264rgb",
+        "rgb24",
+        "gbrp",
+        {
+            "crf": "20",
+            "preset": "veryfast",
+            "bf": "0",
+            "tune": "zerolatency",
+            "x264-params": "no-deblock=1:cabac=0:weightp=0",
+        },
+    ),
+    "av1": Codec(
+        "libsvtav1", "yuv420p", "yuv420p", {"crf": "20", "preset": "10", "svtav1-params": "lp=1:pred-struct=1"}
+    ),
+}
 OPEN_FILES = 16
 """Videos one reader keeps open; each holds a decoder with a few frames."""
 _INHERITED: list[Any] = []
-"""Open videos of a parent process, never freed: that would wait forever for threads which only the parent has."""
-
-
-class VideoError(ValueError):
-    """A video that does not hold what was asked of it."""
+"""Decoders of a parent process, never freed: that would wait forever for threads which only the parent has."""
 
 
 def frame_rate(control_hz: float) -> Fraction:
@@ -37,17 +67,16 @@ def frame_rate(control_hz: float) -> Fraction:
 class VideoWriter:
     """Appends RGB frames to one file; used as a context manager, complete when `finish` has returned."""
 
-    def __init__(self, path: Path, size: tuple[int, int], control_hz: float) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], control_hz: float, codec: str = "h264") -> None:
         self.path = path
         self.frames = 0
-        self._rate = frame_rate(control_hz)
+        self._rate, self._codec = frame_rate(control_hz), CODECS[codec]
         self._container = av.open(str(path), "w", format="mp4")
-        # Without lookahead, which this short a group of frames has no use for, and which makes x264 read unset memory
-        # in pictures whose sides are no multiples of 16: about one file in a hundred then differs between equal runs.
-        options = {"crf": str(QUALITY), "g": str(KEYFRAME_EVERY), "bf": "0", "tune": "zerolatency"}
-        self._stream: Any = self._container.add_stream("libx264", rate=self._rate, options=options)
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; libsvtav1 writes a page about each file otherwise
+        options = self._codec.options | {"g": str(KEYFRAME_EVERY)}
+        self._stream: Any = self._container.add_stream(self._codec.encoder, rate=self._rate, options=options)
         self._stream.height, self._stream.width = size
-        self._stream.pix_fmt = PIXEL_FORMAT
+        self._stream.pix_fmt = self._codec.pixels
         self._stream.codec_context.thread_count = 1
         self._reformatter = VideoReformatter()
 
@@ -61,12 +90,13 @@ class VideoWriter:
         """Encode `frames` after those already there."""
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = self._reformatter.reformat(frame, format=PIXEL_FORMAT)
+            if self._codec.pixels != "rgb24":
+                frame = self._reformatter.reformat(frame, format=self._codec.pixels)
             frame.pts, frame.time_base = self.frames, 1 / self._rate
             self._container.mux(self._stream.encode(frame))
             self.frames += 1
 
-    def finish(self) -> None:
+    def finish(self) -> VideoIndex:
         """Flush, close, and count what arrived in the file.
 
         Raises:
@@ -74,47 +104,49 @@ class VideoWriter:
         """
         self._container.mux(self._stream.encode())
         self._container.close()
-        with av.open(str(self.path)) as container:
-            found = container.streams.video[0].frames
-        if found != self.frames:
-            raise VideoError(f"{self.path} holds {found} frames of {self.frames}; write it again")
+        index = index_video(self.path)
+        if len(index.packets) != self.frames:
+            raise VideoError(f"{self.path} holds {len(index.packets)} frames of {self.frames}; write it again")
+        return index
 
 
 class VideoReader:
-    """Reads frames of many files by number, with a bounded number of open files.
+    """Reads frames of many files by their times, with a bounded number of open files.
 
     Safe after a fork and in copies sent to other processes: open files are never shared.
     """
 
-    def __init__(self, control_hz: float) -> None:
-        self._rate = frame_rate(control_hz)
+    def __init__(self) -> None:
         self._open: OrderedDict[Path, _OpenVideo] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict(), "_process": -1}
+        return {"_open": OrderedDict(), "_process": -1}
 
-    def read(self, path: Path, numbers: Sequence[int]) -> UInt8[np.ndarray, "n height width 3"]:
-        """The frames with these numbers, in this order; a number may come more than once.
+    def read(
+        self, path: Path, times_s: Sequence[float] | Float[np.ndarray, " n"], index: Path | None = None
+    ) -> UInt8[np.ndarray, "n height width 3"]:
+        """The frames shown at these times, in this order; `index` is the file's saved index, where there is one.
 
         Raises:
-            VideoError: the file ends before one of them.
+            VideoError: there is no frame at one of the times, or the file is damaged.
         """
-        video = self._video(path)
-        wanted = sorted(set(numbers))
-        frames = np.empty((len(numbers), video.height, video.width, 3), np.uint8)
-        places: dict[int, list[int]] = {number: [] for number in wanted}
-        for place, number in enumerate(numbers):
-            places[number].append(place)
-        for number, pixels in video.frames(wanted):
-            frames[places[number]] = pixels
-        return frames
+        return self._video(path, index).read(np.asarray(times_s, np.float64))
 
-    def _video(self, path: Path) -> "_OpenVideo":
+    def times_and_size(self, path: Path) -> tuple[Float[np.ndarray, " frames"], tuple[int, int]]:
+        """When each frame of a file is shown, in seconds, and the frames' (height, width).
+
+        Raises:
+            VideoError: the file is damaged.
+        """
+        index = self._video(path, None).index
+        return index.times, index.size
+
+    def _video(self, path: Path, index: Path | None) -> "_OpenVideo":
         if self._process != os.getpid():
             _INHERITED.append(self._open)
             self._open, self._process = OrderedDict(), os.getpid()
-        video = self._open.pop(path, None) or _OpenVideo(path, self._rate)
+        video = self._open.pop(path, None) or _OpenVideo(path, index)
         self._open[path] = video
         while len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)[1].close()
@@ -122,34 +154,95 @@ class VideoReader:
 
 
 class _OpenVideo:
-    def __init__(self, path: Path, rate: Fraction) -> None:
-        self._path = path
-        self._container = av.open(str(path))
-        self._stream: Any = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = 1
-        self._rate = rate
-        self._reformatter = VideoReformatter()
-        self.height, self.width = self._stream.codec_context.height, self._stream.codec_context.width
+    """One file: packets are read where the index says and handed to a decoder, without a demuxer."""
 
-    def frames(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and pixels of each of the ascending `numbers`; seeks only where that is cheaper than going on."""
-        decoded: Iterator[tuple[int, Any]] = iter(())
-        reached = -1
-        for number in numbers:
-            if reached < 0 or number > reached + KEYFRAME_EVERY:
-                decoded = self._from(number)
-            for reached, frame in decoded:  # noqa: B007 (used after the loop)
-                if reached >= number:
-                    break
-            if reached != number:
-                raise VideoError(f"{self._path} has no frame {number}, the last one read is {reached}; write it again")
-            yield number, self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+    def __init__(self, path: Path, index: Path | None) -> None:
+        self._path = path
+        self.index = VideoIndex.load(index) if index else index_video(path)
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise VideoError(f"{path} cannot be opened: {error.strerror}") from None
+        self._keys = np.flatnonzero(self.index.packets["is_key"])
+        self._decoder = _decoder(path, self.index)
+        self._reformatter = VideoReformatter()
+        self._first, self._next, self._shown = 0, -1, 0
+        """Packets that the decoder was started with and takes next (-1: it must be started), pts it gave last."""
 
     def close(self) -> None:
-        self._container.close()
+        os.close(self._file)
 
-    def _from(self, number: int) -> Iterator[tuple[int, Any]]:
-        """Frames from the keyframe at or before `number` on."""
-        self._container.seek(int(number / self._rate / self._stream.time_base), stream=self._stream)
-        for frame in self._container.decode(self._stream):
-            yield round(frame.pts * self._stream.time_base * self._rate), frame
+    def read(self, times_s: Float[np.ndarray, " n"]) -> UInt8[np.ndarray, "n height width 3"]:
+        packets = self.index.at(times_s)
+        frames = np.empty((len(packets), *self.index.size, 3), np.uint8)
+        shown_in_order = sorted(set(packets.tolist()), key=lambda packet: self.index.packets["pts"][packet])
+        try:
+            for packet, frame in self._decode(shown_in_order):
+                frames[packets == packet] = self._pixels(frame)
+        except (av.FFmpegError, ValueError) as error:
+            self._next = -1
+            if isinstance(error, VideoError):
+                raise
+            raise VideoError(f"{self._path} is damaged: {error}") from None
+        return frames
+
+    def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Any]]:
+        """Wanted packets, which come in the order in which they are shown, and their frames."""
+        by_pts = {int(self.index.packets["pts"][packet]): packet for packet in wanted}
+        early: dict[int, Any] = {}
+        for packet in wanted:
+            if packet not in early:
+                self._go_to(packet)
+            while packet not in early:
+                for frame in self._advance():
+                    self._shown = frame.pts
+                    if frame.pts in by_pts:
+                        early[by_pts[frame.pts]] = frame
+            yield packet, early.pop(packet)
+
+    def _go_to(self, packet: int) -> None:
+        """Start anew at the last keyframe, unless the decoder gets there by going on."""
+        key = int(self._keys[np.searchsorted(self._keys, packet, side="right") - 1])
+        is_on_the_way = self._first <= packet and key <= self._next and self.index.packets["pts"][packet] > self._shown
+        if self._next < 0 or not is_on_the_way:
+            self._decoder.flush_buffers()
+            self._first = self._next = key
+            self._shown = -(2**62)
+
+    def _advance(self) -> list[Any]:
+        """Frames that leave the decoder when it takes the next packet, or after the last."""
+        end = len(self.index.packets)
+        if self._next > end:
+            raise VideoError(f"{self._path} is damaged: not every encoded frame can be decoded")
+        encoded = self._packet(self._next) if self._next < end else None
+        self._next += 1
+        return list(self._decoder.decode(encoded))
+
+    def _packet(self, number: int) -> Any:
+        row = self.index.packets[number]
+        encoded = os.pread(self._file, int(row["size"]), int(row["offset"]))
+        if len(encoded) != row["size"] or zlib.crc32(encoded) != row["checksum"]:
+            raise VideoError(f"{self._path}: encoded frame {number} is not what was written; restore the file")
+        packet = av.Packet(encoded)
+        packet.pts = packet.dts = int(row["pts"])
+        return packet
+
+    def _pixels(self, frame: Any) -> np.ndarray:
+        if frame.is_corrupt or (frame.height, frame.width) != self.index.size:
+            raise VideoError(f"{self._path} is damaged at {float(frame.pts * self.index.time_base):.3f} s")
+        if frame.format.name not in ("gbrp", "rgb24"):
+            frame = self._reformatter.reformat(frame, format="rgb24")
+        pixels: np.ndarray = frame.to_ndarray()
+        return pixels
+
+
+def _decoder(path: Path, index: VideoIndex) -> Any:
+    try:
+        decoder = CodecContext.create(index.codec, "r")
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{path} is encoded with {index.codec}, which cannot be decoded here: {error}") from None
+    decoder.extradata, decoder.thread_count = index.extradata, 1
+    decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+    if index.is_in_order:
+        decoder.flags |= Flags.low_delay
+    return decoder

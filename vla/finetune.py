@@ -120,11 +120,11 @@ def measure(store: Store, records: list[EpisodeRecord], with_proprioception: boo
     Raises:
         FinetuneError: proprioception is asked for and the store has none.
     """
-    statistics = {"actions": Statistics.of(store.actions(record.index) for record in records)}
+    statistics = {"actions": Statistics.of([store.actions(record.index) for record in records])}
     if with_proprioception:
         if not store.info.proprioception_dims:
             raise FinetuneError(f"{store.path} has no proprioception; set proprioception: false")
-        statistics["proprioception"] = Statistics.of(_proprioception(store, record) for record in records)
+        statistics["proprioception"] = Statistics.of([_proprioception(store, record) for record in records])
     return statistics
 
 

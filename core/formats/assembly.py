@@ -1,33 +1,15 @@
 """What readers of all formats share: pictures turned and resized, numbers put together, as a mapping says."""
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 
 from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
+from core.pictures import decode_image
 from core.spaces import ActionSpace
-
-MOST_PIXELS = 64_000_000
-"""A picture that claims more is taken for damaged before anything is allocated."""
-
-
-def decode_image(encoded: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """Pixels of a JPEG or PNG picture.
-
-    Raises:
-        ValueError: it is damaged or something else.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"a picture claims to have {image.width} x {image.height} pixels")
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a picture of {len(encoded)} bytes cannot be decoded: {error}") from None
 
 
 def decoded(images: Sequence[bytes]) -> LazyFrames:

@@ -1,0 +1,142 @@
+"""Reader of LeRobot v3.0: another program's data set, or a store whose views, rate or codec are to change."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core.episode import Episode, View
+from core.formats.assembly import action_space_of, put_together, size_after, task_of, transformed
+from core.formats.interface import EpisodeError, SourceError
+from core.formats.mapping import Mapping, ViewMapping
+from core.lazy_frames import LazyFrames
+from core.store import Store
+from core.store_layout import ACTION, STATE, ColumnInfo, StoreError, StoreInfo
+
+
+def recognises(path: Path) -> bool:
+    """Whether the folder looks like LeRobot v3.0."""
+    return (path / "meta/info.json").is_file() and (path / "meta/episodes").is_dir()
+
+
+class LeRobotV3:
+    """A data set in the layout of a store."""
+
+    def __init__(self, path: Path, mapping: Mapping) -> None:
+        self.path, self.mapping = path, mapping
+        try:
+            self.store = Store.open(path)
+        except StoreError as error:
+            raise SourceError(str(error)) from None
+        self.notes = tuple(self.store.notes)
+        self.keys: Sequence[str] = [record.episode_id for record in self.store.episodes]
+        self._index = {key: number for number, key in enumerate(self.keys)}
+        self.views = mapping.views or {name: ViewMapping(source=name) for name in self.store.info.views}
+        self.info = self._info()
+
+    def _info(self) -> StoreInfo:
+        of_source, mapping = self.store.info, self.mapping
+        if unknown := {v.source for v in self.views.values()} - set(of_source.views):
+            raise SourceError(f"{self.path} has the views {list(of_source.views)}, the mapping wants {sorted(unknown)}")
+        if mapping.control_hz not in (None, of_source.control_hz):
+            raise SourceError(
+                f"{self.path} has {of_source.control_hz} frames a second, the mapping's control_hz is "
+                f"{mapping.control_hz}; leave control_hz out"
+            )
+        # The numbers' sizes are known from the first episode that has them.
+        actions, state = (self._numbers(self._first(kind), kind) for kind in (ACTION, STATE))
+        return StoreInfo(
+            control_hz=of_source.control_hz,
+            views={name: size_after(view, of_source.views[view.source]) for name, view in self.views.items()},
+            action_space=None if actions is None else self._space(actions.shape[1]),
+            proprioception_dims=0 if state is None else state.shape[1],
+            proprioception_names=of_source.proprioception_names if mapping.proprioception is None else (),
+            robot_type=mapping.robot_type or of_source.robot_type,
+            columns=self._columns(),
+        )
+
+    def _columns(self) -> dict[str, ColumnInfo]:
+        there = self.store.info.columns
+        if unknown := set(self.mapping.columns) - set(there):
+            raise SourceError(f"{self.path} has the columns {list(there)}, the mapping wants {sorted(unknown)}")
+        return {name: there[name] for name in self.mapping.columns or there}
+
+    def _space(self, dims: int):  # type: ignore[no-untyped-def]
+        of_source = self.store.info.action_space
+        if self.mapping.action_space is None and self.mapping.actions is None:
+            return of_source
+        return action_space_of(self.mapping, [f"action_{number}" for number in range(dims)])
+
+    def _first(self, kind: str) -> int:
+        """An episode that has the numbers, or the first."""
+        numbers = range(len(self.keys))
+        return next((n for n in numbers if self._known(n, kind) is not None), 0) if self._has(kind) else 0
+
+    def _has(self, kind: str) -> bool:
+        info = self.store.info
+        return info.action_space is not None if kind == ACTION else info.proprioception_dims > 0
+
+    def _known(self, episode: int, kind: str) -> np.ndarray | None:
+        try:
+            return self.store.proprioception(episode) if kind == STATE else self.store.actions(episode, for_audit=True)
+        except StoreError:
+            return None
+
+    def _numbers(self, episode: int, kind: str) -> np.ndarray | None:
+        pieces = self.mapping.actions if kind == ACTION else self.mapping.proprioception
+        if pieces is None:
+            return self._known(episode, kind) if self._has(kind) else None
+        return put_together(pieces, lambda name: self._values(episode, name))
+
+    def _values(self, episode: int, name: str) -> np.ndarray:
+        if name in (ACTION, STATE):
+            values = self._known(episode, name)
+        else:
+            values = self.store.columns(episode).get(name)
+        if values is None:
+            there = [ACTION, STATE, *self.store.info.columns]
+            raise SourceError(f"{self.path} has no {name} that the mapping wants; it has {there}")
+        return values
+
+    def read(self, key: str) -> Episode:
+        """One episode.
+
+        Raises:
+            EpisodeError: it is damaged.
+        """
+        number = self._index[key]
+        record = self.store.episodes[number]
+        try:
+            columns = self.store.columns(number)
+            instruction = record.instruction or self.mapping.default_instruction
+            actions = self._numbers(number, ACTION)
+            episode = Episode(
+                episode_id=record.episode_id,
+                task=self.mapping.task or (record.task if record.instruction else task_of(self.mapping, instruction)),
+                instruction=instruction,
+                control_hz=self.info.control_hz,
+                views={name: self._view(key, view) for name, view in self.views.items() if view.source in record.views},
+                actions=actions,
+                action_space=None if actions is None else self.info.action_space,
+                proprioception=self._numbers(number, STATE),
+                columns={name: columns[name] for name in self.info.columns if name in columns},
+                is_labelled=record.is_labelled,
+                split=record.split,
+                extra=record.extra,
+            )
+            episode.validate()
+        except ValueError as error:
+            raise EpisodeError(self.path, key, str(error)) from None
+        return episode
+
+    def _view(self, key: str, view: ViewMapping) -> View:
+        number = self._index[key]
+
+        def read(start: int, stop: int) -> np.ndarray:
+            try:
+                return self.store.frames(number, view.source, np.arange(start, stop))
+            except StoreError as error:
+                raise EpisodeError(self.path, key, str(error)) from None
+
+        frames = LazyFrames(self.store.episodes[number].length, self.store.info.views[view.source], read)
+        return View(frames=transformed(frames, view), extrinsics=self.store.extrinsics(number, view.source))
