@@ -169,8 +169,9 @@ class _Reading:
         self.key, self.frames = "", 0
 
     def __iter__(self) -> Iterator[Episode]:
-        for self.key in self.keys:
-            episode = self.reader.read(self.key)
+        for key in self.keys:
+            self.key = key
+            episode = self.reader.read(key)
             yield episode
             self.frames += episode.length
 

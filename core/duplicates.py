@@ -38,7 +38,7 @@ class Traits(NamedTuple):
 
 def sampled(length: int) -> list[int]:
     """Numbers of the frames that a signature looks at."""
-    return np.linspace(0, length - 1, TIMES).round().astype(int).tolist()  # type: ignore[no-any-return]
+    return np.linspace(0, length - 1, TIMES).round().astype(int).tolist()
 
 
 def samples(frames: np.ndarray | LazyFrames) -> UInt8[np.ndarray, "times height width 3"]:

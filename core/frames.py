@@ -7,12 +7,10 @@ features/
   manifest.json
 """
 
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ from core.config import Config
 from core.run import Stage, is_done, read_manifest
 from core.store import Store
 from core.vision import EncoderConfig, Grid, VisualEncoder, encoder_fingerprint, load_encoder
+from core.workers import worker_pool
 
 CHUNK_FRAMES = 256
 BATCH = {"cpu": 32, "cuda": 256}
@@ -250,13 +249,9 @@ def _in_processes(
     chunks: list[Chunk], directory: Path, store: Store, config: EncoderConfig, pool: int, workers: int
 ) -> Iterator[Chunk]:
     start = (str(directory), str(store.path), config, pool)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, start) as executor:
-        try:
-            for future in as_completed([executor.submit(_work, chunk) for chunk in chunks]):
-                yield future.result()
-        finally:
-            executor.shutdown(cancel_futures=True)
+    with worker_pool(workers, _start_worker, start) as processes:
+        for future in as_completed([processes.submit(_work, chunk) for chunk in chunks]):
+            yield future.result()
 
 
 _worker: tuple[Path, Store, VisualEncoder, int]
@@ -264,17 +259,8 @@ _worker: tuple[Path, Store, VisualEncoder, int]
 
 def _start_worker(directory: str, store: str, config: EncoderConfig, pool: int) -> None:
     global _worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker = (Path(directory), Store.open(store), load_encoder(config), pool)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its workers."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _work(chunk: Chunk) -> Chunk:

@@ -27,7 +27,7 @@ class StatisticsError(ValueError):
 class Moments(NamedTuple):
     """Of all rows, per dimension."""
 
-    count: int
+    rows: int
     mean: np.ndarray
     std: np.ndarray
     low: np.ndarray
@@ -128,8 +128,8 @@ def describe(arrays: Collection[Float[np.ndarray, "_ dims"]]) -> dict[str, list[
     """
     found = moments(arrays)
     facts = {"min": found.low, "max": found.high, "mean": found.mean, "std": found.std}
-    facts |= dict(zip([f"q{round(100 * q):02d}" for q in QUANTILES], quantiles(arrays, found.count), strict=True))
-    return {name: value.tolist() for name, value in facts.items()} | {"count": [found.count]}
+    facts |= dict(zip([f"q{round(100 * q):02d}" for q in QUANTILES], quantiles(arrays, found.rows), strict=True))
+    return {name: value.tolist() for name, value in facts.items()} | {"count": [found.rows]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +152,10 @@ class Statistics:
             StatisticsError: there is no row, or a value is not finite.
         """
         found = moments(arrays)
-        outer = quantiles(arrays, found.count, (0.01, 0.99))
+        outer = quantiles(arrays, found.rows, (0.01, 0.99))
         numbers = {"mean": found.mean, "std": found.std, "low": found.low, "high": found.high}
         numbers |= {"q01": outer[0], "q99": outer[1]}
-        return cls(count=found.count, **{name: tuple(float(v) for v in value) for name, value in numbers.items()})
+        return cls(count=found.rows, **{name: tuple(float(v) for v in value) for name, value in numbers.items()})
 
     @classmethod
     def from_json(cls, values: dict[str, Any] | None) -> "Statistics":

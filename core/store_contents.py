@@ -19,7 +19,6 @@ from core.store_layout import (
     EPISODES,
     FILES_PER_CHUNK,
     FORMAT,
-    IMAGES,
     OURS,
     SPLITS,
     StoreError,
@@ -68,7 +67,8 @@ def read_contents(path: Path) -> Contents:
     pictures = frozenset(view for view, name in features.items() if described["features"][name]["dtype"] == "image")
     is_ours = "fingerprint" in described.get(OURS, {})
     hashes = _hashes(path, described) if is_ours else {}
-    table, notes = _episodes(path, features, pictures, is_ours), []
+    table = _episodes(path, features, pictures, is_ours)
+    notes: list[str] = []
     first_rows = _first_rows(table)
     if not is_ours:
         table, notes = _present(path, table, features, pictures)
@@ -93,7 +93,7 @@ def read_contents(path: Path) -> Contents:
     )
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _described(path: Path) -> Any:
     file = path / "meta/info.json"
     if not file.is_file():
         has_begun = (path / "parts").is_dir() or (path / "meta").is_dir()
@@ -108,7 +108,7 @@ def _described(path: Path) -> dict[str, Any]:
         raise StoreError(
             f"{path} has format {version}, a store {FORMAT}; convert it with scripts/convert_episodes.py {path} OUT"
         )
-    return described  # type: ignore[no-any-return]
+    return described
 
 
 def _hashes(path: Path, described: dict[str, Any]) -> dict[str, str]:
@@ -149,9 +149,8 @@ def _episodes(path: Path, features: Mapping[str, str], pictures: frozenset[str],
             if missing := sorted(set(wanted) - set(there)):
                 raise StoreError(f"{path / name} lacks the columns {missing}")
             optional = [column for column in _OPTIONAL if column in there]
-            tables.append(
-                pq.read_table(path / name, columns=[*wanted, *optional], use_threads=False, partitioning=None)
-            )
+            columns = [*wanted, *optional]
+            tables.append(pq.read_table(path / name, columns=columns, use_threads=False, partitioning=None))
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, StoreError):
                 raise
@@ -189,7 +188,7 @@ def _present(
         return table, []
     left_out = int((~is_there).sum())
     return table.filter(pa.array(is_there)), [
-        f"{left_out} of {len(table)} episodes are left out: {len(missing)} files are missing, {sorted(missing)[0]} first"
+        f"{left_out} of {len(table)} episodes are left out: {len(missing)} files are missing, first {min(missing)}"
     ]
 
 
@@ -219,8 +218,8 @@ def _require_consistent(path: Path, table: pa.Table, info: StoreInfo, videos: se
         if wrong.any() or (start < 0).any():
             at = int(np.argmax(wrong | (start < 0)))
             raise StoreError(
-                f"{path}: episode {table['episode_index'][at].as_py()} has {lengths[at]} frames at {info.control_hz} Hz, "
-                f"its video {name} lasts from {start[at]} to {end[at]} s"
+                f"{path}: episode {table['episode_index'][at].as_py()} has {lengths[at]} frames at {info.control_hz} "
+                f"Hz, its video {name} lasts from {start[at]} to {end[at]} s"
             )
 
 
@@ -244,5 +243,5 @@ def _splits(path: Path, table: pa.Table, described: dict[str, Any]) -> list[str]
 def episode_ids(table: pa.Table) -> list[str]:
     """Names of the episodes: those that they were given, else their numbers."""
     if "episode_id" in table.column_names:
-        return table["episode_id"].to_pylist()  # type: ignore[no-any-return]
+        return table["episode_id"].to_pylist()
     return [f"episode_{number:06d}" for number in table["episode_index"].to_pylist()]

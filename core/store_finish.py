@@ -92,7 +92,8 @@ def content_fingerprint(described: Mapping[str, Any], hashes: Mapping[str, str])
 def _seal(path: Path, described: dict[str, Any]) -> str:
     """Write the hashes of all tables and indices and, last of all, `info.json`."""
     kinds = (DATA, EPISODES, INDICES)
-    files = sorted(file for kind in kinds for file in (path / kind).rglob("file-*.*")) + [path / "meta/tasks.parquet"]
+    files = [file for kind in kinds for file in sorted((path / kind).rglob("file-*.*"))]
+    files.append(path / "meta/tasks.parquet")
     hashes = {str(file.relative_to(path)): fingerprint_of_file(file) for file in files}
     write_json(path / HASHES, hashes)
     fingerprint = content_fingerprint(described, hashes)

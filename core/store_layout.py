@@ -152,7 +152,7 @@ def _video_info(info: StoreInfo, height: int, width: int) -> dict[str, Any]:
     }
 
 
-def _whole(hz: float) -> float:
+def _whole(hz: float) -> float | int:
     return int(hz) if float(hz).is_integer() else hz
 
 

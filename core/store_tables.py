@@ -1,7 +1,7 @@
 """Tables of a store: frames of one episode, and the row that the table of episodes has for it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def frame_table(episode: Episode, info: StoreInfo, pictures: dict[str, list[byte
         flat = np.full(episode.length * width, np.nan) if values is None else values.reshape(-1)
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(np.float32)), width)
     for view in info.views if info.codec == "png" else ():
-        encoded = pictures.get(view) or [None] * episode.length
+        encoded: Sequence[bytes | None] = pictures.get(view) or (None,) * episode.length
         columns[IMAGES + view] = pa.array(
             [picture and {"bytes": picture, "path": None} for picture in encoded], PICTURE
         )
@@ -156,7 +156,7 @@ def flat_values(column: pa.ChunkedArray, length: int) -> np.ndarray:
     if array.null_count and pa.types.is_floating(array.type):
         array = array.fill_null(float("nan"))
     values = array.to_numpy(zero_copy_only=False)
-    return values.reshape(length, *sizes)  # type: ignore[no-any-return]
+    return values.reshape(length, *sizes)
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:

@@ -121,7 +121,8 @@ class _PartFiles:
 
     def _append_frames(self, view: str, frames: np.ndarray | LazyFrames) -> tuple[np.ndarray, list[bytes]]:
         """Encode the frames of one view; gives the sampled ones, and all as pictures where they are kept so."""
-        wanted, kept, pictures, done = sampled(len(frames)), {}, [], 0
+        kept: dict[int, np.ndarray] = {}
+        wanted, pictures, done = sampled(len(frames)), [], 0
         for block in blocks(frames):
             kept |= {number: block[number - done] for number in set(wanted) if done <= number < done + len(block)}
             if view in self.videos:

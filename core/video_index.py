@@ -1,7 +1,7 @@
 """Where each encoded frame of a video lies, so that any of them is read without parsing the file again.
 
-Built once from the container. A store keeps it beside its videos, with a checksum of every encoded frame: most damage to
-compressed video decodes without complaint to other pictures.
+Built once from the container. A store keeps it beside its videos, with a checksum of every encoded frame: most damage
+to compressed video decodes without complaint to other pictures.
 """
 
 import io

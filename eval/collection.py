@@ -5,8 +5,6 @@ be rendered later) and `contact_sheet.png` (one episode of each instruction).
 """
 
 import functools
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,7 +13,8 @@ from tqdm import tqdm
 
 from core.episode import Episode
 from core.run import Stage
-from core.store import finish_store, is_part_done, write_part
+from core.store import finish_store, is_part_done, is_store_done, write_part
+from core.workers import worker_pool
 from eval.collection_settings import CollectionSettings, EpisodePlan, plan_episodes
 from eval.contact_sheet import write_contact_sheet
 from eval.demonstrations import render_episode, simulate_success
@@ -30,8 +29,6 @@ class Part:
     settings: CollectionSettings
     number: int
     plans: list[EpisodePlan]
-    first_episode: int
-    """Index of the first episode in the whole store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +46,12 @@ def collect(settings: CollectionSettings) -> None:
     if stage.is_done:
         return
     parts = parts_of(settings)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(settings.workers, mp_context=context, initializer=_use_one_thread)
-    try:
-        simulated = _in_all(pool, "simulate", [(part, simulate_part, (part,)) for part in parts])
+    with worker_pool(settings.workers) as pool:
+        simulated = _in_all(pool, "simulate", [(part, simulate_part) for part in parts])
         stage.keep_time()
-        firsts = [sum(result.frames for result in simulated[: part.number]) for part in parts]
-        _in_all(pool, "render", [(part, render_part, (part, firsts[part.number])) for part in parts])
-    finally:
-        pool.shutdown(cancel_futures=True)
-    fingerprint = finish_store(settings.out, settings.info, len(parts), settings.instructions)
+        if not is_store_done(settings.out):
+            _in_all(pool, "render", [(part, render_part) for part in parts])
+    fingerprint = finish_store(settings.out, settings.info, len(parts))
     write_contact_sheet(settings.out)
     facts = {
         "episodes": sum(len(part.plans) for part in parts),
@@ -81,33 +74,24 @@ def simulate_part(part: Part) -> Simulated:
     )
 
 
-def render_part(part: Part, first_frame: int) -> None:
+def render_part(part: Part) -> None:
     """Write a part of the store from its recordings, unless that was done before."""
-    if is_part_done(part.settings.out, part.number):
-        return
-    write_part(
-        part.settings.out,
-        part.number,
-        _rendered(part),
-        info=part.settings.info,
-        first_episode=part.first_episode,
-        first_frame=first_frame,
-        tasks=part.settings.instructions,
-    )
+    if not is_part_done(part.settings.out, part.number):
+        write_part(part.settings.out, part.number, _rendered(part), info=part.settings.info)
 
 
 def parts_of(settings: CollectionSettings) -> list[Part]:
     """The store in pieces of `episodes_per_part`, which do not depend on the number of workers."""
     plans, size = plan_episodes(settings), settings.episodes_per_part
     return [
-        Part(settings=settings, number=number, plans=plans[start : start + size], first_episode=start)
+        Part(settings=settings, number=number, plans=plans[start : start + size])
         for number, start in enumerate(range(0, len(plans), size))
     ]
 
 
-def _in_all(pool: ProcessPoolExecutor, what: str, calls: list[tuple[Part, Callable, tuple]]) -> list:
+def _in_all(pool: ProcessPoolExecutor, what: str, calls: list[tuple[Part, Callable]]) -> list:
     """Results of the calls in their order; progress in episodes."""
-    futures = {pool.submit(function, *arguments): part for part, function, arguments in calls}
+    futures = {pool.submit(function, part): part for part, function in calls}
     total = sum(len(part.plans) for part in futures.values())
     with tqdm(total=total, desc=what, unit="episode", mininterval=1.0) as progress:
         for future in as_completed(futures):
@@ -135,8 +119,3 @@ def _benchmark_for(part: Part, plan: EpisodePlan) -> ManiSkillBenchmark:
 def _benchmark(*arguments) -> ManiSkillBenchmark:  # type: ignore[no-untyped-def]
     """One simulator a process, task and set of cameras: they take long to make."""
     return ManiSkillBenchmark(*arguments)
-
-
-def _use_one_thread() -> None:
-    """Processes fill the cores; threads of the renderer and of torch in each would only get in their way."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}

@@ -91,11 +91,6 @@ class CollectionSettings(Config):
             robot_type="panda",
         )
 
-    @property
-    def instructions(self) -> list[str]:
-        """Everything the robot is told somewhere in the store, sorted."""
-        return sorted({words for group in self.groups for words in find_task(group.task).instructions})
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodePlan:

@@ -193,7 +193,7 @@ class LeRobotV2:
                 raise ValueError(f"there is no column {self.mapping.instruction}, the mapping's instruction")
             return str(table[self.mapping.instruction][0].as_py())
         number = table["task_index"][0].as_py() if "task_index" in table.column_names else None
-        return self._tasks.get(number, self.mapping.default_instruction)
+        return self._tasks.get(-1 if number is None else number, self.mapping.default_instruction)
 
     def _frames(self, key: str, view: ViewMapping, table: pa.Table) -> np.ndarray | LazyFrames:
         name = self._cameras[view.source]

@@ -10,6 +10,7 @@ from core.formats.assembly import action_space_of, put_together, size_after, tas
 from core.formats.interface import EpisodeError, SourceError
 from core.formats.mapping import Mapping, ViewMapping
 from core.lazy_frames import LazyFrames
+from core.spaces import ActionSpace
 from core.store import Store
 from core.store_layout import ACTION, STATE, ColumnInfo, StoreError, StoreInfo
 
@@ -61,7 +62,7 @@ class LeRobotV3:
             raise SourceError(f"{self.path} has the columns {list(there)}, the mapping wants {sorted(unknown)}")
         return {name: there[name] for name in self.mapping.columns or there}
 
-    def _space(self, dims: int):  # type: ignore[no-untyped-def]
+    def _space(self, dims: int) -> ActionSpace | None:
         of_source = self.store.info.action_space
         if self.mapping.action_space is None and self.mapping.actions is None:
             return of_source
@@ -89,10 +90,8 @@ class LeRobotV3:
         return put_together(pieces, lambda name: self._values(episode, name))
 
     def _values(self, episode: int, name: str) -> np.ndarray:
-        if name in (ACTION, STATE):
-            values = self._known(episode, name)
-        else:
-            values = self.store.columns(episode).get(name)
+        is_main = name in (ACTION, STATE)
+        values = self._known(episode, name) if is_main else self.store.columns(episode).get(name)
         if values is None:
             there = [ACTION, STATE, *self.store.info.columns]
             raise SourceError(f"{self.path} has no {name} that the mapping wants; it has {there}")

@@ -7,7 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from core.config import Config
 from core.spaces import END_EFFECTOR_DELTA, ActionSpace
 
-FORMATS = ("rlds", "hdf5", "video_folder", "lerobot_v2", "lerobot_v3")
 SPACES = {"end_effector_delta": END_EFFECTOR_DELTA}
 """Action spaces that a mapping can name instead of spelling out."""
 
@@ -41,7 +40,7 @@ class Mapping(Config):
 
     format: Literal["auto", "rlds", "hdf5", "video_folder", "lerobot_v2", "lerobot_v3"] = "auto"
     """Container of the source; auto: recognised by its files."""
-    views: dict[str, ViewMapping] = {}
+    views: dict[str, ViewMapping] = Field(default_factory=dict)
     """The cameras by the name they get; a text stands for a view with that source. Empty: all that are found."""
     control_hz: float | None = Field(default=None, gt=0)
     """Frames, and actions, a second; none: what the source says."""
