@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from core.config import Config
+from core.rows import Rows
 from core.run import Stage, is_done, read_manifest
 from core.store import Store
 from core.vision import EncoderConfig, Grid, VisualEncoder, encoder_fingerprint, load_encoder
@@ -72,7 +73,7 @@ class FeatureCache:
         self.grid = Grid(summary["grid_rows"], summary["grid_cols"])
         self.num_patches = self.grid.rows * self.grid.cols
         self.dim: int = summary["dim"]
-        self._rows = dict(zip(self.views, np.load(directory / "rows.npy"), strict=True))
+        self._rows = Rows.load(directory, self.views)
         self._features = {view: _mapped(directory / f"{view}.npy") for view in self.views}
 
     @classmethod
@@ -124,8 +125,7 @@ class FeatureCache:
 
     def rows(self, view: str, episode: int) -> tuple[int, int]:
         """First row and number of rows of an episode in the view's file; (0, 0) where the view was not recorded."""
-        first, length = self._rows_of(view)[episode]
-        return int(first), int(length)
+        return self._rows.of_episode(view, episode)
 
     def features(
         self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
@@ -133,21 +133,9 @@ class FeatureCache:
         """Features, float16, of the frames `(episodes[i], frames[i])`.
 
         Raises:
-            FeaturesError: an episode lacks the view or the frame.
+            RowsError: an episode lacks the view or the frame.
         """
-        first, length = self._rows_of(view)[episodes].T
-        outside = (frames < 0) | (frames >= length)
-        if outside.any():
-            at = int(np.argmax(outside))
-            raise FeaturesError(
-                f"episode {episodes[at]} has {length[at]} frames of view {view}, frame {frames[at]} was asked for"
-            )
-        return self._features[view][first + frames]
-
-    def _rows_of(self, view: str) -> Int[np.ndarray, "episodes 2"]:
-        if view not in self._rows:
-            raise FeaturesError(f"features in {self.directory} have the views {list(self.views)}, not {view!r}")
-        return self._rows[view]
+        return self._features[view][self._rows.numbers(view, episodes, frames)]
 
 
 def _mapped(file: Path) -> np.ndarray:
@@ -163,7 +151,7 @@ def _encode_store(
     store: Store, encoder_config: EncoderConfig, config: FeaturesConfig, stage: Stage, workers: int
 ) -> dict[str, Any]:
     encoder = load_encoder(encoder_config)
-    rows = _lay_out(store, config.views)
+    rows = Rows.of(store, config.views).table
     _create_files(stage.path, rows, config, encoder)
     chunks = [chunk for view, of_view in zip(config.views, rows, strict=True) for chunk in _chunks(view, of_view)]
     chunks = [chunk._replace(number=number) for number, chunk in enumerate(chunks)]
@@ -189,13 +177,6 @@ def _encode_store(
         "grid_cols": encoder.grid.cols // config.pool,
         "dim": encoder.dim,
     }
-
-
-def _lay_out(store: Store, views: tuple[str, ...]) -> Int[np.ndarray, "views episodes 2"]:
-    """First row and length of each episode in each view."""
-    lengths = np.array([[record.length * (view in record.views) for record in store.episodes] for view in views])
-    firsts = np.cumsum(lengths, axis=1) - lengths
-    return np.stack([firsts * (lengths > 0), lengths], axis=-1).astype(np.int64)
 
 
 def _chunks(view: str, rows: Int[np.ndarray, "episodes 2"]) -> Iterator[Chunk]:
@@ -224,8 +205,7 @@ def _create_files(
         file = np.lib.format.open_memmap(directory / f"{view}.npy", "w+", np.float16, (length, *shape))
         with open(directory / f"{view}.npy", "r+b") as claimed:
             os.posix_fallocate(claimed.fileno(), 0, file.offset + file.nbytes)
-    np.save(directory / ".rows.npy", rows)
-    (directory / ".rows.npy").replace(directory / "rows.npy")
+    Rows(config.views, rows).save(directory)
 
 
 def _done_flags(directory: Path, chunks: int) -> np.memmap:

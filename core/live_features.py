@@ -9,7 +9,9 @@ from pydantic import Field
 from torchvision.transforms.v2 import functional
 
 from core.config import Config
+from core.frame_cache import FramesConfig, open_frames
 from core.frames import BATCH
+from core.run import fingerprint_of
 from core.store import Store
 from core.vision import EncoderConfig, load_encoder
 
@@ -35,20 +37,26 @@ class LiveFeatures:
     """Features of a store's frames, computed when they are asked for."""
 
     def __init__(
-        self, store: Store, encoder_config: EncoderConfig, augmentation: AugmentationConfig = AugmentationConfig()
+        self,
+        store: Store,
+        encoder_config: EncoderConfig,
+        augmentation: AugmentationConfig = AugmentationConfig(),
+        frames: FramesConfig = FramesConfig(),
     ) -> None:
-        self.store, self.encoder_config, self.augmentation = store, encoder_config, augmentation
+        self.encoder_config, self.augmentation = encoder_config, augmentation
+        self.source = open_frames(store, frames)
         self.views = tuple(store.info.views)
         self.encoder = encoder = _shared_encoder(encoder_config)
         self.grid, self.dim = encoder.grid, encoder.dim
         self.encoder_fingerprint = encoder.fingerprint
-        self.fingerprint = f"live-{encoder.fingerprint}"
+        kept = frames.model_dump(mode="json", include={"tier", "size"})
+        self.fingerprint = fingerprint_of(["live", encoder.fingerprint, kept])
 
     def features(
         self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n patches dim"]:
         """Features, float16, of the frames `(episodes[i], frames[i])` as they were recorded."""
-        return self._encoded(self._images(view, episodes, frames))
+        return self._encoded(self.source.gather(view, episodes, frames))
 
     def augmented(
         self,
@@ -58,25 +66,15 @@ class LiveFeatures:
         seeds: Int[np.ndarray, " n"],
     ) -> Float[np.ndarray, "n patches dim"]:
         """Features after the augmentation that each frame's seed decides: equal seeds, equal augmentation."""
-        images = self._images(view, episodes, frames)
-        return self._encoded(
-            [augment(image, self.augmentation, int(seed)) for image, seed in zip(images, seeds, strict=True)]
-        )
+        images = self.source.gather(view, episodes, frames)
+        changed = [augment(image, self.augmentation, int(seed)) for image, seed in zip(images, seeds, strict=True)]
+        return self._encoded(np.stack(changed))
 
-    def _images(
-        self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
-    ) -> list[UInt8[np.ndarray, "h w 3"]]:
-        images: list[np.ndarray] = [np.empty(0)] * len(episodes)
-        for episode in np.unique(episodes):
-            rows = np.flatnonzero(episodes == episode)
-            for row, image in zip(rows, self.store.frames(int(episode), view, frames[rows].tolist()), strict=True):
-                images[row] = image
-        return images
-
-    def _encoded(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n patches dim"]:
+    def _encoded(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n patches dim"]:
         device = self.encoder.device
-        stacked = torch.from_numpy(np.stack(images))
-        parts = [self.encoder(part.to(device)).half().cpu() for part in stacked.split(BATCH[device.type])]
+        parts = [
+            self.encoder(part.to(device)).half().cpu() for part in torch.from_numpy(images).split(BATCH[device.type])
+        ]
         return torch.cat(parts).numpy()
 
 

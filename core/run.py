@@ -32,6 +32,10 @@ class StageError(ValueError):
     """A stage that cannot run on what it was given."""
 
 
+class StageBusyError(StageError):
+    """A stage that another process works on."""
+
+
 class Stage:
     """One step of the chain and its directory.
 
@@ -56,7 +60,8 @@ class Stage:
         Only the main process of several writes; the others pass `is_main=False` after it has opened the stage.
 
         Raises:
-            StageError: the directory holds something that is not a stage, or another process is working in it.
+            StageError: the directory holds something that is not a stage, or another process is working in it
+                (`StageBusyError`).
         """
         path = Path(path)
         wanted = {"name": name, "config": config.model_dump(mode="json"), "inputs": dict(inputs or {})}
@@ -216,7 +221,9 @@ def _claim(path: Path) -> Any:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise StageError(f"another process is working in {path}; wait for it, or choose another directory") from None
+        raise StageBusyError(
+            f"another process is working in {path}; wait for it, or choose another directory"
+        ) from None
     return lock
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from core.episode import Episode, View
 from core.pictures import decode_image
@@ -199,6 +199,20 @@ class Store:
             name = self.episodes[episode].episode_id
             raise StoreError(f"{name} in {self.path}, view {view}: {error}") from None
         return frames
+
+    def gather(
+        self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """The frames `(episodes[i], frames[i])` of a camera, in this order.
+
+        Raises:
+            StoreError: as `frames`.
+        """
+        gathered = np.empty((len(episodes), *self.info.views.get(view, (0, 0)), 3), np.uint8)
+        for episode in np.unique(episodes).tolist():
+            rows = np.flatnonzero(episodes == episode)
+            gathered[rows] = self.frames(episode, view, frames[rows])
+        return gathered
 
     def _video_frames(self, episode: int, view: str, numbers: np.ndarray) -> np.ndarray:
         name = self._contents.features[view]

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,11 @@ from tqdm import tqdm
 from core.checkpoint import TrainingState
 from core.config import Config
 from core.device import bf16_is_fast, choose_attention_kernel, default_device
+from core.loading import Dataset, StepBatches, in_order
 from core.metrics import MetricsLog, start_tracker
 from core.run import Stage
-from core.sampling import batch_indices, step_generator
 from core.stopping import StopSignal
 from core.zero import ZeroState, build_models_whole, is_zero, make_plain, make_plugin, own_weights, wants_zero
-
-Batch = dict[str, Tensor]
 
 
 class TrainingConfig(Config):
@@ -62,6 +60,8 @@ class TrainingConfig(Config):
     """Steps between validations."""
     log_every: int = Field(default=20, ge=1)
     """Steps between lines of metrics.jsonl."""
+    loader_workers: int = Field(default=0, ge=0)
+    """Processes that make batches ahead of time, for data that is decoded as it is read; no batch depends on them."""
     seed: int = 0
     """Decides initial weights, data order and every random draw."""
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
@@ -71,20 +71,6 @@ class TrainingConfig(Config):
     @classmethod
     def _yaml_reads_no_as_false(cls, value: object) -> object:
         return "no" if value is False else value
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """Samples by index, made into batches by the data set itself."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def batch(self, indices: np.ndarray, generator: np.random.Generator) -> Batch:
-        """The samples at `indices`; what is random about them is drawn from `generator`."""
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the samples, for messages."""
 
 
 class TrainingError(RuntimeError):
@@ -222,6 +208,10 @@ class _Loop:
         self.state = TrainingState.of(stage.path)
         self.sharded = ZeroState(self.state, self.model, accelerator) if is_zero(accelerator) else None
         self.first_step = self._load()
+        where = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        batches = StepBatches(dataset, seed=config.seed, batch_size=config.batch_size, **where)
+        micros = range(self.first_step * config.gradient_accumulation, config.steps * config.gradient_accumulation)
+        self.batches = in_order(batches, micros, config.loader_workers)
         if config.tracker != "none":
             start_tracker(accelerator, config.tracker, str(stage.record["name"]), config.model_dump(mode="json"))
         self.metrics = MetricsLog(stage.path / "metrics.jsonl", self.first_step, accelerator)
@@ -252,18 +242,10 @@ class _Loop:
             self.progress.set_postfix(loss=f"{self.metrics.latest['loss']:.4f}")
 
     def _micro_step(self, micro: int) -> dict[str, Tensor]:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = batch_indices(
-            len(self.dataset),
-            seed=self.config.seed,
-            step=micro,
-            batch_size=self.config.batch_size,
-            rank=rank,
-            world_size=world,
-        )
-        generator = step_generator(self.config.seed, micro, rank)
-        batch = {k: v.to(self.accelerator.device) for k, v in self.dataset.batch(indices, generator).items()}
-        torch.manual_seed(int(generator.integers(2**62)))
+        loaded = next(self.batches)
+        indices = loaded.indices
+        batch = {name: values.to(self.accelerator.device) for name, values in loaded.batch.items()}
+        torch.manual_seed(loaded.seed)
         with self.accelerator.accumulate(self.model):
             terms = self.model(batch)
             self._require_finite("loss", micro, terms, indices)

@@ -7,43 +7,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from core.sampling import Shares
 from lam.dataset import TransitionDataset, TransitionsError
 
 
 class Mixture:
-    """Datasets whose samples are drawn in proportion to `weights`.
-
-    It is as long as it takes for each dataset to be seen whole at least once, and in its share; so it stays a list that
-    training can shuffle and walk through, with nothing to remember.
-    """
+    """Datasets whose samples are drawn in proportion to `weights`."""
 
     def __init__(self, datasets: Sequence[TransitionDataset], weights: Sequence[float]) -> None:
         forms = {(dataset.num_patches, dataset.source.dim) for dataset in datasets}
         if len(forms) != 1:
             raise TransitionsError(f"datasets differ in (patches, channels) of their features: {sorted(forms)}")
         self.datasets = list(datasets)
-        shares = np.array(weights) / np.sum(weights)
-        whole = max(len(dataset) / share for dataset, share in zip(datasets, shares, strict=True))
-        self._ends = np.cumsum([round(share * whole) for share in shares])
+        self._shares = Shares([len(dataset) for dataset in datasets], weights)
         self.num_patches, self.dim = forms.pop()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._shares)
 
     def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
         """The fields of `lam.objectives.interface.Transitions`, dataset by dataset."""
-        parts = [self.datasets[number].batch(inner, generator) for number, inner in self._split(indices)]
+        parts = [self.datasets[number].batch(inner, generator) for number, inner in self._shares.split(indices)]
         return joined(parts) if len(parts) > 1 else parts[0]
 
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """`episode:frame` of each sample."""
-        return [name for number, inner in self._split(indices) for name in self.datasets[number].describe(inner)]
-
-    def _split(self, indices: Int[np.ndarray, " batch"]) -> list[tuple[int, Int[np.ndarray, " part"]]]:
-        """Numbers of datasets, and positions in them."""
-        owners = np.searchsorted(self._ends, indices, side="right")
-        starts = np.concatenate([[0], self._ends[:-1]])
-        return [(int(o), (indices[owners == o] - starts[o]) % len(self.datasets[o])) for o in np.unique(owners)]
+        return [name for number, inner in self._shares.split(indices) for name in self.datasets[number].describe(inner)]
 
 
 def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from core.config import Config
+from core.frame_cache import FramesConfig
 from core.frames import FeatureCache
 from core.live_features import AugmentationConfig, LiveFeatures
 from core.store import Store
@@ -21,6 +22,8 @@ class SourceConfig(Config):
     """Directory of episodes."""
     features: str = ""
     """Directory of its feature cache (scripts/cache_features.py); empty: the encoder runs at every step."""
+    frames: FramesConfig = FramesConfig()
+    """Without a feature cache: from where the encoder's frames are read."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the samples, relative to the other sources'."""
     views: tuple[str, ...] = ()
@@ -88,7 +91,7 @@ def open_source(name: str, source: SourceConfig, config: DataConfig) -> Source:
         raise TransitionsError(
             f"features in {source.features} are cached and cannot be augmented; leave features empty, or augment: none"
         )
-    features = open_features(store, source.features, config.encoder, config.augmentation)
+    features = open_features(store, source.features, config.encoder, config.augmentation, source.frames)
     if unknown := set(source.views) - set(features.views):
         raise TransitionsError(
             f"data.{name}.views names {sorted(unknown)}; there are features of {list(features.views)}"
@@ -97,12 +100,16 @@ def open_source(name: str, source: SourceConfig, config: DataConfig) -> Source:
 
 
 def open_features(
-    store: Store, directory: str, encoder: EncoderConfig, augmentation: AugmentationConfig = AugmentationConfig()
+    store: Store,
+    directory: str,
+    encoder: EncoderConfig,
+    augmentation: AugmentationConfig = AugmentationConfig(),
+    frames: FramesConfig = FramesConfig(),
 ) -> FeatureCache | LiveFeatures:
     """The cache in `directory`; without one, the encoder itself."""
     if directory:
         return FeatureCache.open(directory, store_fingerprint=store.fingerprint)
-    return LiveFeatures(store, encoder, augmentation)
+    return LiveFeatures(store, encoder, augmentation, frames)
 
 
 def inputs_of(sources: Mapping[str, Source]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 
 from core.episode import Episode, View
 from core.frames import FeatureCache, FeaturesError
+from core.rows import RowsError
 from core.store import Store, StoreInfo, finish_store, write_part
 from core.vision import EncoderConfig, load_encoder
 
@@ -71,7 +72,7 @@ def test_features_are_what_the_encoder_gives_for_that_frame(store, cache, view):
 def test_a_view_that_was_not_recorded_takes_no_rows_and_cannot_be_read(cache):
     assert cache.rows("side", 1) == (0, 0)
     assert [cache.rows("side", episode) for episode in (0, 2)] == [(0, 5), (5, 4)]
-    with pytest.raises(FeaturesError, match="episode 1 has 0 frames of view side"):
+    with pytest.raises(RowsError, match="episode 1 has 0 frames of view side"):
         cache.features("side", np.array([0, 1]), np.array([0, 0]))
 
 

@@ -9,10 +9,11 @@ from core.checkpoint import TrainingState
 from core.config import Config
 from core.frames import FeatureCache
 from core.labels import LatentLabels
+from core.loading import Dataset
 from core.run import fingerprint_of_file, read_manifest
 from core.sampling import step_generator
 from core.store import Store
-from core.training import Dataset, TrainingConfig, fit, make_accelerator, open_stage
+from core.training import TrainingConfig, fit, make_accelerator, open_stage
 from vla.checkpoint import VlaDescription, create, save
 from vla.dataset import LatentDataset
 from vla.model import VisionLanguageActionModel

@@ -1,26 +1,23 @@
 """Charts as SVG that takes its colours and font from the page, so that light, dark and print all read well."""
 
-import io
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from core.drawing import CSS_COLOURS, GRID, INK, svg
 from eval.page.run_files import ReportError
 from eval.results import Summary
 
-INK, GRID = "#010203", "#020304"
 ARM_COLOURS = {
     "latent_pretrained": "#030405",
     "no_pretraining": "#040506",
     "random": "#050607",
     "shuffled_instruction": "#060708",
 }
-"""Stand-ins that `_svg` exchanges for the page's own colours."""
-CSS_COLOURS = {
-    INK: "var(--ink-soft)",
-    GRID: "var(--line)",
+"""Stand-ins that are exchanged for the page's own colours."""
+COLOURS = CSS_COLOURS | {
     "#030405": "var(--pretrained)",
     "#040506": "var(--fresh)",
     "#050607": "var(--random)",
@@ -51,7 +48,7 @@ def label_budget_chart(curves: dict[str, dict[int, Summary]], floors: dict[str, 
     axes.axhline(0, color=INK, lw=0.8)
     place = {"loc": "upper left", "bbox_to_anchor": (0, 1.22), "ncols": 2}
     axes.legend(handles=handles, frameon=False, labelcolor=INK, **place)
-    return _svg(figure, "budget")
+    return svg(figure, "budget", COLOURS)
 
 
 def training_chart(runs: dict[str, list[dict[str, float]]]) -> str:
@@ -65,7 +62,7 @@ def training_chart(runs: dict[str, list[dict[str, float]]]) -> str:
     if losses and max(losses) > 8 * min(losses):
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss")
-    return _svg(figure, "-".join(runs))
+    return svg(figure, "-".join(runs), COLOURS)
 
 
 def codebook_chart(histogram: Sequence[Sequence[int]]) -> str:
@@ -76,7 +73,7 @@ def codebook_chart(histogram: Sequence[Sequence[int]]) -> str:
     axes.bar(np.arange(len(share)), share, width=0.85, color=ARM_COLOURS["latent_pretrained"])
     axes.axhline(100 / len(share), color=INK, lw=1.2, ls=(0, (4, 3)))
     axes.set(xlabel="code, most used first (dashed: all equally often)", ylabel="transitions, %", ylim=(0, None))
-    return _svg(figure, "codebook")
+    return svg(figure, "codebook", COLOURS)
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -113,21 +110,3 @@ def _run_style(name: str) -> tuple[str, Any]:
 
 def _words(arm: str) -> str:
     return arm.replace("_", " ")
-
-
-def _svg(figure: Any, name: str) -> str:
-    """The drawing as an SVG element; `name` keeps its identifiers apart from those of other drawings."""
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    text = re.sub(r'id="((?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend|Line)[^"]*)"', "", text)
-    for stand_in, colour in CSS_COLOURS.items():
-        text = text.replace(stand_in, colour)
-    return text

@@ -1,23 +1,19 @@
 """Charts as SVG that takes its ink from the page, so that light, dark and print all read well."""
 
 import colorsys
-import io
-import re
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from core.drawing import GRID, INK, svg
 from lam.show.history import History
 from lam.show.nearest import Plane
 from lam.show.sample import Motion
 
-INK, GRID = "#010203", "#020304"
-CSS_COLOURS = {INK: "var(--ink-soft)", GRID: "var(--line)"}
-"""Stand-ins that are exchanged for the page's own colours."""
 STILL_COLOUR = "#9aa0a6"
 CAMERA_COLOURS = ("#1f6fb5", "#c8641b", "#2e9d5f", "#8b5cb8", "#b3382c", "#b59a1f", "#1fa3a3", "#777777")
 REVIVED_COLOUR = "#c8641b"
@@ -45,7 +41,7 @@ def wheel() -> str:
     axes.set_axis_off()
     for text, at in (("+x", 0.0), ("+y", np.pi / 2), ("\N{MINUS SIGN}x", np.pi), ("\N{MINUS SIGN}y", 1.5 * np.pi)):
         axes.text(at, 0.36, text, ha="center", va="center", fontsize=9, color=INK)
-    return _svg(figure, "wheel")
+    return svg(figure, "wheel")
 
 
 def direction_chart(plane: Plane, motion: Motion) -> str:
@@ -55,7 +51,7 @@ def direction_chart(plane: Plane, motion: Motion) -> str:
     colours = np.array([colour_of_direction(*xy) for xy in motion.xy])
     colours[~motion.is_moving] = STILL_COLOUR
     _scatter(axes, plane, colours, motion.is_moving)
-    return _svg(figure, "direction")
+    return svg(figure, "direction")
 
 
 def camera_chart(plane: Plane, cameras: Int[np.ndarray, " n"]) -> str:
@@ -64,7 +60,7 @@ def camera_chart(plane: Plane, cameras: Int[np.ndarray, " n"]) -> str:
     axes = figure.add_axes((0.11, 0.12, 0.87, 0.86))
     colours = np.array([camera_colour(int(camera)) for camera in cameras])
     _scatter(axes, plane, colours, np.ones(len(colours), bool))
-    return _svg(figure, "camera")
+    return svg(figure, "camera")
 
 
 def history_chart(history: History) -> str:
@@ -87,7 +83,7 @@ def history_chart(history: History) -> str:
     bar = figure.colorbar(drawn, ax=list(panels), fraction=0.02, pad=0.02, format=lambda v, _: f"{100 * v:.0f} %")
     bar.ax.tick_params(colors=INK, length=0, labelsize=8)
     bar.outline.set_visible(False)
-    return _svg(figure, "history")
+    return svg(figure, "history")
 
 
 def perplexity_chart(history: History) -> str:
@@ -112,7 +108,7 @@ def perplexity_chart(history: History) -> str:
         other.set_ylim(0, 3 * float(np.nanmax(history.revived)))
         other.tick_params(colors=REVIVED_COLOUR)
         other.set_ylabel("codes replaced", color=REVIVED_COLOUR, loc="bottom", fontsize=9)
-    return _svg(figure, "perplexity")
+    return svg(figure, "perplexity")
 
 
 def final_chart(counts: Int[np.ndarray, "tokens codes"]) -> str:
@@ -130,7 +126,7 @@ def final_chart(counts: Int[np.ndarray, "tokens codes"]) -> str:
         axes.set_yticks([])
         axes.set_xlim(-0.6, counts.shape[1] - 0.4)
     panels[-1].set_xlabel("code", color=INK, fontsize=9)
-    return _svg(figure, "final")
+    return svg(figure, "final")
 
 
 def matrix_colour(value: float) -> str:
@@ -172,22 +168,3 @@ def _bare(axes: Any) -> None:
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(colors=INK, length=0, labelsize=8)
     axes.set_axisbelow(True)
-
-
-def _svg(figure: Any, name: str) -> str:
-    """The drawing as an SVG element; `name` keeps its identifiers apart from those of other drawings."""
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    text = re.sub(
-        r' id="((?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend|Line|Quad|Path)[^"]*)"', "", text
-    )
-    text = re.sub(r'id="image', f'id="{name}-image', text)
-    for stand_in, colour in CSS_COLOURS.items():
-        text = text.replace(stand_in, colour)
-    return text

@@ -1,0 +1,37 @@
+"""Drawings as SVG that takes its ink from the page, so that light, dark and print all read well."""
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+INK, GRID = "#010203", "#020304"
+CSS_COLOURS = {INK: "var(--ink-soft)", GRID: "var(--line)"}
+"""Stand-ins that are exchanged for the page's own colours."""
+
+
+def svg(figure: Any, name: str, colours: Mapping[str, str] = CSS_COLOURS) -> str:
+    """The drawing of matplotlib as an SVG element without a size of its own.
+
+    Args:
+        figure: a matplotlib figure.
+        name: keeps its identifiers apart from those of other drawings on the page.
+        colours: stand-ins and the colours of the page that they are exchanged for.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
+    text = re.sub(
+        r' id="((?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend|Line|Quad|Path)[^"]*)"', "", text
+    )
+    text = re.sub(r'id="image', f'id="{name}-image', text)
+    for stand_in, colour in colours.items():
+        text = text.replace(stand_in, colour)
+    return text
