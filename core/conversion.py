@@ -192,6 +192,8 @@ def summary(store: Store) -> Iterator[str]:
     )
     for view, (height, width) in store.info.views.items():
         yield f"  view {view}: {height} x {width} pixels, in {views[view]} episodes"
+    if not (store.path / SKIPPED).is_file():
+        return
     skipped = json.loads((store.path / SKIPPED).read_text())
     yield f"  {len(skipped)} episodes were left out" + (f", see {store.path / SKIPPED}" if skipped else "")
     yield from (f"    {entry['reason']}" for entry in skipped[:MOST_SAID])

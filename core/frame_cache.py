@@ -129,7 +129,7 @@ class _Pixels:
         taken: np.ndarray = self._pixels[numbers]
         self._read += taken.nbytes
         if self._read > RESIDENT_BYTES:
-            mapped: mmap.mmap = self._pixels._mmap  # type: ignore[attr-defined]
+            mapped: mmap.mmap = self._pixels._mmap
             mapped.madvise(mmap.MADV_DONTNEED)
             self._read = 0
         return taken

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -126,7 +125,6 @@ _worker: tuple[Store, _Job]
 
 def _start_worker(job: _Job) -> None:
     global _worker
-    torch.set_num_threads(1)
     _worker = (Store.open(job.store), job)
 
 

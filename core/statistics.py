@@ -73,7 +73,9 @@ def quantiles(
     ranks = np.array(probabilities) * (count - 1)
     below = _of_rank(arrays, np.floor(ranks).astype(np.int64))
     above = _of_rank(arrays, np.ceil(ranks).astype(np.int64))
-    return below + (above - below) * (ranks - np.floor(ranks))[:, None]
+    share, apart = (ranks - np.floor(ranks))[:, None], above - below
+    # From the nearer side, as numpy does: equal to the last bit.
+    return np.where(share < 0.5, below + apart * share, above - apart * (1 - share))
 
 
 def _of_rank(arrays: Iterable[np.ndarray], ranks: np.ndarray) -> Float[np.ndarray, "ranks dims"]:

@@ -149,7 +149,7 @@ class Store:
         self.episodes = EpisodeTable(contents)
         self.num_frames: int = pc.sum(contents.table["length"]).as_py()
         self._contents = contents
-        self._videos, self._tables = VideoReader(), TableReader(contents.hashes)
+        self._videos, self._tables = VideoReader(contents.hashes), TableReader(contents.hashes)
         videos = {view: f"videos/{name}" for view, name in contents.features.items() if view not in contents.pictures}
         self._files = {kind: file_numbers(contents.table, kind) for kind in ("data", *videos.values())}
         self._starts_s = {

@@ -78,7 +78,7 @@ def read_contents(path: Path) -> Contents:
             notes.append(f"meta/info.json promises {name} = {described.get(name)}, {found} are there")
     if is_ours and notes:
         raise StoreError(f"{path} is damaged: {'; '.join(notes)}")
-    splits = _splits(path, table, described)
+    splits = _splits(path, table, described, is_ours)
     return Contents(
         info=info,
         features=features,
@@ -223,9 +223,9 @@ def _require_consistent(path: Path, table: pa.Table, info: StoreInfo, videos: se
             )
 
 
-def _splits(path: Path, table: pa.Table, described: dict[str, Any]) -> list[str]:
+def _splits(path: Path, table: pa.Table, described: dict[str, Any], is_ours: bool) -> list[str]:
     ids = episode_ids(table)
-    if (path / SPLITS).is_file():
+    if is_ours or (path / SPLITS).is_file():
         try:
             return read_manifest(path / SPLITS, ids)
         except SplitError as error:

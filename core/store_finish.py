@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.duplicates import Traits
-from core.run import fingerprint_of, fingerprint_of_file, write_json
+from core.run import fingerprint_of, fingerprint_of_file, say, write_json
 from core.splits import SplitRule, manifest_of, split_by_rule, straddling
 from core.statistics import describe
 from core.store_layout import (
@@ -33,7 +34,7 @@ from core.store_layout import (
     publish,
     temporary,
 )
-from core.store_tables import batches, placed, write_table
+from core.store_tables import batches, episode_schema, frame_schema, placed, write_table
 from core.store_writer import is_part_done, part_folder
 from core.table_reader import TableReader
 
@@ -58,9 +59,10 @@ def finish_store(path: str | Path, info: StoreInfo, parts: int, rule: SplitRule 
     """
     path = Path(path)
     if is_store_done(path):
-        shutil.rmtree(temporary(path / "parts"), ignore_errors=True)
+        _remove_parts(path)
         return str(json.loads((path / "meta/info.json").read_text())[OURS]["fingerprint"])
     rows = _rows_of_parts(path, info, parts)
+    info = _with_views_seen(path, info, rows)
     tasks = sorted({row["tasks"][0] for row in rows})
     for folder in (DATA, EPISODES, INDICES):
         shutil.rmtree(path / folder, ignore_errors=True)
@@ -72,9 +74,16 @@ def finish_store(path: str | Path, info: StoreInfo, parts: int, rule: SplitRule 
     write_json(path / SKIPPED, [entry for part in range(parts) for entry in skipped_of(path, part)])
     described = info_to_json(info, len(rows), sum(row["length"] for row in rows), len(tasks))
     fingerprint = _seal(path, described)
-    (path / "parts").rename(temporary(path / "parts"))
-    shutil.rmtree(temporary(path / "parts"))
+    _remove_parts(path)
     return fingerprint
+
+
+def _remove_parts(path: Path) -> None:
+    """Parts are renamed first: half of them would be taken for what an interrupted run left to go on with."""
+    if (path / "parts").is_dir():
+        shutil.rmtree(temporary(path / "parts"), ignore_errors=True)
+        (path / "parts").rename(temporary(path / "parts"))
+    shutil.rmtree(temporary(path / "parts"), ignore_errors=True)
 
 
 def skipped_of(path: str | Path, part: int) -> list[dict[str, str]]:
@@ -118,26 +127,37 @@ def _rows_of_parts(path: Path, info: StoreInfo, parts: int) -> list[dict[str, An
     return rows
 
 
+def _with_views_seen(path: Path, info: StoreInfo, rows: list[dict[str, Any]]) -> StoreInfo:
+    """Without the cameras that no episode has."""
+    seen = {view: size for view, size in info.views.items() if any(row[f"signature/{view}"] for row in rows)}
+    if absent := sorted(info.views.keys() - seen.keys()):
+        say(f"{path}: no episode has the views {absent}; the store is without them")
+    return replace(info, views=seen)
+
+
 def _why_empty(path: Path, parts: int) -> str:
     skipped = [entry for part in range(parts) for entry in skipped_of(path, part)]
     return f"all were left out, the first because: {skipped[0]['reason']}" if skipped else "a store needs at least one"
 
 
 def _place_videos(path: Path, info: StoreInfo, parts: int) -> None:
-    """Move videos out of the parts; those that an interrupted joining has moved stay."""
+    """Move videos out of the parts; those that an interrupted joining has moved stay, those of older stores go."""
+    ours: set[Path] = set()
     for part in range(parts):
         for view in info.views:
-            folder, key = part_folder(path, part), f"{IMAGES}{view}"
-            moves = {folder / f"{view}.mp4": file_of(path, f"videos/{key}", part)}
-            for source, target in moves.items():
-                if source.is_file():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    source.replace(target)
-            index = folder / f"{view}.npz"
-            if index.is_file():
-                target = file_of(path, f"{INDICES}/{key}", part)
+            source, index = (part_folder(path, part) / f"{view}{ending}" for ending in (".mp4", ".npz"))
+            if not index.is_file():
+                continue
+            key = f"{IMAGES}{view}"
+            video, copied = file_of(path, f"videos/{key}", part), file_of(path, f"{INDICES}/{key}", part)
+            for target in (video, copied):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(index, target)
+            if source.is_file():
+                source.replace(video)
+            shutil.copyfile(index, copied)
+            ours.add(video)
+    for old in set((path / "videos").rglob("*.mp4")) - ours:
+        old.unlink()
 
 
 def _place_tables(path: Path, info: StoreInfo, parts: int, tasks: list[str]) -> None:
@@ -145,7 +165,8 @@ def _place_tables(path: Path, info: StoreInfo, parts: int, tasks: list[str]) -> 
     task_of = {instruction: number for number, instruction in enumerate(tasks)}
     episode = frame = 0
     for part in range(parts):
-        table = pq.read_table(part_folder(path, part) / "episodes.parquet").drop_columns("split")
+        columns = episode_schema(info).names
+        table = pq.read_table(part_folder(path, part) / "episodes.parquet", columns=columns)
         if not len(table):
             continue
         lengths = table["length"].to_numpy()
@@ -159,7 +180,7 @@ def _place_tables(path: Path, info: StoreInfo, parts: int, tasks: list[str]) -> 
         numbers |= _files_of_part(path, info, part, len(table))
         for name, values in numbers.items():
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values.astype(np.int64)))
-        _place_data(path, part, table)
+        _place_data(path, info, part, table)
         write_table(table, file_of(path, EPISODES, part))
         episode, frame = episode + len(table), int(ends[-1])
 
@@ -185,11 +206,11 @@ def _files_of_part(path: Path, info: StoreInfo, part: int, episodes: int) -> dic
     }
 
 
-def _place_data(path: Path, part: int, table: pa.Table) -> None:
+def _place_data(path: Path, info: StoreInfo, part: int, table: pa.Table) -> None:
     source, target = part_folder(path, part) / "data.parquet", file_of(path, DATA, part)
     target.parent.mkdir(parents=True, exist_ok=True)
     reader, start = TableReader(), 0
-    schema = pq.read_schema(source)
+    schema = frame_schema(info)
     group = pq.read_metadata(source).row_group(0).num_rows
     with pq.ParquetWriter(temporary(target), schema) as writer:
         for row in table.select(["episode_index", "dataset_from_index", "task_index", "length"]).to_pylist():

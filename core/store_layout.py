@@ -1,5 +1,6 @@
 """The LeRobot v3.0 layout of a store: where its files lie, and `meta/info.json`."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from core.spaces import ActionSpace
 from core.video import CODECS, KEYFRAME_EVERY
+from core.video_index import MOST_PIXELS
 
 FORMAT = "v3.0"
 """Version of the layout, as LeRobot numbers it."""
@@ -59,10 +61,13 @@ class StoreInfo:
         """Reject what the layout cannot hold.
 
         Raises:
-            StoreError: no rate, no view, or a name that cannot be part of a path or is taken.
+            StoreError: no rate, no view, a view of no or of too many pixels, or a name that cannot be part of a path
+                or is taken.
         """
-        if self.control_hz <= 0 or not self.views:
+        if not 0 < self.control_hz < math.inf or not self.views:
             raise StoreError(f"a store needs a rate and a view, got control_hz {self.control_hz}, views {self.views}")
+        if not all(0 < height * width <= MOST_PIXELS and height > 0 for height, width in self.views.values()):
+            raise StoreError(f"views need pictures of 1 to {MOST_PIXELS} pixels, got (height, width) {self.views}")
         if wrong := [name for name in (*self.views, *self.columns) if not name or "/" in name]:
             raise StoreError(f"names {wrong} of views or columns cannot name folders; leave out '/'")
         if taken := {ACTION, STATE, *INDEX_FEATURES} & set(self.columns):
@@ -183,7 +188,7 @@ def info_from_json(described: dict[str, Any]) -> StoreInfo:
             },
             codec="png" if kinds == {"image"} else "av1" if kinds == {"av1"} else "h264",
         )
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ValueError) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"meta/info.json is not one of LeRobot's: {type(error).__name__} {error}") from None

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,12 +116,14 @@ class VideoReader:
     Safe after a fork and in copies sent to other processes: open files are never shared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hashes: Mapping[str, str] | None = None) -> None:
+        """`hashes` are the fingerprints of saved indices by their paths; those not listed are not checked."""
+        self._hashes = dict(hashes or {})
         self._open: OrderedDict[Path, _OpenVideo] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_open": OrderedDict(), "_process": -1}
+        return {"_hashes": self._hashes, "_open": OrderedDict(), "_process": -1}
 
     def read(
         self, path: Path, times_s: Sequence[float] | Float[np.ndarray, " n"], index: Path | None = None
@@ -146,19 +148,21 @@ class VideoReader:
         if self._process != os.getpid():
             _INHERITED.append(self._open)
             self._open, self._process = OrderedDict(), os.getpid()
-        video = self._open.pop(path, None) or _OpenVideo(path, index)
+        video = self._open.pop(path, None) or _OpenVideo(path, self._index(path, index))
         self._open[path] = video
         while len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return video
 
+    def _index(self, path: Path, saved: Path | None) -> VideoIndex:
+        return VideoIndex.load(saved, self._hashes.get(str(saved))) if saved else index_video(path)
+
 
 class _OpenVideo:
     """One file: packets are read where the index says and handed to a decoder, without a demuxer."""
 
-    def __init__(self, path: Path, index: Path | None) -> None:
-        self._path = path
-        self.index = VideoIndex.load(index) if index else index_video(path)
+    def __init__(self, path: Path, index: VideoIndex) -> None:
+        self._path, self.index = path, index
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:

@@ -17,6 +17,8 @@ import av
 import numpy as np
 from jaxtyping import Float, Int
 
+from core.run import fingerprint_of_file
+
 PACKET = np.dtype([("offset", "<u8"), ("size", "<u4"), ("checksum", "<u4"), ("pts", "<i8"), ("is_key", "?")])
 MOST_PIXELS = 64_000_000
 """A video that claims larger pictures is taken for damaged before anything is allocated."""
@@ -85,13 +87,15 @@ class VideoIndex:
             file.write_bytes(buffer.getvalue())
 
     @classmethod
-    def load(cls, file: Path) -> "VideoIndex":
-        """What `save` wrote.
+    def load(cls, file: Path, fingerprint: str | None = None) -> "VideoIndex":
+        """What `save` wrote; checked first against the file's fingerprint, where one is given.
 
         Raises:
             VideoError: the file is missing or damaged.
         """
         try:
+            if fingerprint and fingerprint_of_file(file) != fingerprint:
+                raise ValueError("it is not what was written")
             with np.load(file, allow_pickle=False) as arrays:
                 codec, extradata, time_base = (arrays[f"fact{number}"].tobytes() for number in range(3))
                 packets = np.empty(len(arrays["offset"]), PACKET)

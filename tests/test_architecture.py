@@ -19,7 +19,19 @@ EVERYTHING = MODULES + SCRIPTS + TESTS
 
 NEED_TORCH = {
     f"core.{name}"
-    for name in ("checkpoint", "device", "frames", "live_features", "metrics", "stopping", "training", "vision", "zero")
+    for name in (
+        "checkpoint",
+        "device",
+        "frame_cache",
+        "frames",
+        "live_features",
+        "loading",
+        "metrics",
+        "stopping",
+        "training",
+        "vision",
+        "zero",
+    )
 }
 """The modules of core that import torch; all others, and all of eval, work in an image without it."""
 HEAVY = ("torch", "torchvision", "accelerate", "transformers", "timm", "mani_skill", "sapien", "gymnasium")

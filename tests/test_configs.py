@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from core.config import Config, ConfigError, load_config
+from core.formats.mapping import Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 STATED = {
@@ -19,6 +20,7 @@ STATED = {
     "the number to expect (Expected: ...)": r"\bExpected: ",
 }
 LAUNCHERS = ROOT / "configs/accelerate"
+MAPPINGS = ROOT / "configs/data"
 STANDS_FOR_A_PATH = "given-on-the-command-line"
 
 
@@ -49,7 +51,7 @@ def problems(path: Path, root: Path = ROOT) -> list[str]:
         return wrong
     if not (root / named[0]).is_file():
         return [*wrong, f"there is no {named[0]}"]
-    kind = config_of(root / named[0])
+    kind = Mapping if path.parent == MAPPINGS else config_of(root / named[0])
     left_out = missing_keys(kind, path, {})
     wrong += [
         f"{key} is required: set it, or name --{key} in the comment" for key in left_out if f"--{key}" not in comment

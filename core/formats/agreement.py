@@ -37,10 +37,11 @@ def check_fits(one: StoreInfo, all_of_them: StoreInfo) -> None:
                 f"set views.{name}.size in the mapping"
             )
     for what in ("control_hz", "action_space", "proprioception_names", "columns"):
-        if getattr(one, what) != getattr(all_of_them, what):
+        here, there = getattr(one, what), getattr(all_of_them, what)
+        if here != there and here not in (None, ()):  # an episode may lack actions or proprioception
             raise ValueError(
-                f"{what} is {getattr(one, what)}, in other episodes {getattr(all_of_them, what)}; name in the mapping "
-                f"what all have, or convert them as separate sources"
+                f"{what} is {here}, in other episodes {there}; name in the mapping what all have, or convert them "
+                f"as separate sources"
             )
 
 

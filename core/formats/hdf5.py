@@ -39,6 +39,7 @@ from core.store_layout import StoreInfo
 
 ENDINGS = (".hdf5", ".h5")
 MOST_HZ = 10_000
+MOST_NOTES = 100
 WIDER = {"float16": "float32", "uint16": "int32", "uint32": "int64"}
 """Number types that a store has no column for, and those that hold the same values."""
 LIBERO_SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")
@@ -62,7 +63,7 @@ def recognises(path: Path) -> bool:
     return bool(path.suffix in ENDINGS if path.is_file() else _files(path))
 
 
-class Hdf5Reader:
+class Hdf5:
     """Episodes of an HDF5 file or of all in a folder; a key is `file.hdf5/data/demo_12`, the file relative to the path.
 
     ManiSkill keeps T + 1 observations for T actions; the last, after which nothing was done, is dropped. Where LIBERO's
@@ -79,13 +80,14 @@ class Hdf5Reader:
         """
         self._path, self._mapping = path, mapping
         self._places: dict[str, _Place] = {}
-        self._notes: dict[str, None] = {}
+        self._problems: list[str] = []
+        self._first_action: int | None = None
+        self.notes: list[str] = []
         files = _files(path)
         if not files:
             raise SourceError(f"{path} is no file and no folder with files that end in {' or '.join(ENDINGS)}")
         self.info = self._joined([info for file in files if (info := self._opened(file)) is not None])
         self.keys: Sequence[str] = tuple(self._places)
-        self.notes: Sequence[str] = tuple(self._notes)
 
     def read(self, key: str) -> Episode:
         """One episode; its frames are read from the file when they are looked at.
@@ -111,7 +113,7 @@ class Hdf5Reader:
                 described = beside(file) if layout is MANISKILL else None
         except EpisodeError as error:
             self._places[name] = _Place(file, "", None, None, str(error).partition(f"episode {name}: ")[2])
-            self._note(f"{error}; the whole file counts as one damaged episode")
+            self._problem(f"{error}; the whole file counts as one damaged episode")
             return None
         if others:
             self._note(f"{name}: {others[:5]} beside the episodes are left out")
@@ -124,13 +126,13 @@ class Hdf5Reader:
                 with _typed(file, key):
                     return info_of(*self._episode(key), self._mapping)
             except EpisodeError as error:
-                self._note(str(error))
+                self._problem(str(error))
         return None
 
     def _joined(self, infos: list[StoreInfo]) -> StoreInfo:
         """What holds for all files."""
         if not infos:
-            raise SourceError(f"no episode of {self._path} can be read; the first problem: {next(iter(self._notes))}")
+            raise SourceError(f"no episode of {self._path} can be read; the first problem: {self._problems[0]}")
         views: dict[str, tuple[int, int]] = {}
         for info in infos:
             views = info.views | views
@@ -142,9 +144,13 @@ class Hdf5Reader:
                 raise SourceError(f"files of {self._path} do not fit together: {error}") from None
         return joined
 
+    def _problem(self, sentence: str) -> None:
+        self._problems.append(sentence)
+        self._note(sentence)
+
     def _note(self, sentence: str) -> None:
-        if len(self._notes) < 100:
-            self._notes[sentence] = None
+        if sentence not in self.notes and len(self.notes) < MOST_NOTES:
+            self.notes.append(sentence)
 
     def _episode(self, key: str) -> tuple[Episode, tuple[str, ...]]:
         """The episode, and the names of its proprioception."""
@@ -157,9 +163,11 @@ class Hdf5Reader:
                 raise ValueError(f"{place.group} is no group")
             number = int(place.group.rpartition("_")[2])
             facts = Facts(file, group, place.layout, facts_beside(place.described, number))
-            episode, names = self._assembled(key, facts, rows_of(facts))
+            rows = rows_of(facts, self._first_action)
+            episode, names = self._assembled(key, facts, rows)
         episode.validate()
         check_finite(episode)
+        self._first_action = rows.first_action
         return episode, names
 
     def _assembled(self, key: str, facts: Facts, rows: Rows) -> tuple[Episode, tuple[str, ...]]:
@@ -305,6 +313,8 @@ def _side_by_side(
         columns = piece.columns or range(math.prod(values.shape[1:]))
         stem = piece.source.removeprefix("obs/").replace("/", ".")
         names += [f"{stem}_{column}" for column in columns]
+        if not columns:
+            raise ValueError(f"{piece.source} has no numbers: its shape is {values.shape}")
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused with its frame
         return put_together(pieces, find), tuple(names)
 

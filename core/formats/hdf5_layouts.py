@@ -120,23 +120,26 @@ def cameras_of(group: h5py.Group, layout: Layout) -> dict[str, str]:
     return cameras
 
 
-def observations_follow_actions(group: h5py.Group) -> bool:
-    """Whether observation `i` is what was seen after action `i`, as in the files that LIBERO publishes.
+def observations_follow_actions(group: h5py.Group) -> bool | None:
+    """Whether observation `i` is what was seen after action `i`, as in the files that LIBERO publishes; None: unknown.
 
     LIBERO's scripts/create_dataset.py keeps what `env.step(action)` returned, while `states` are from before it: joint
     angles then agree with the state (time, joint positions, ...) one row later. Files that were made again with
     observations from before the action, as OpenVLA's are, agree in the same row.
     """
-    if not (all(isinstance(found(group, name), h5py.Dataset) for name in ("states", "obs/joint_states"))):
-        return False
+    if not all(isinstance(found(group, name), h5py.Dataset) for name in ("states", "obs/joint_states")):
+        return None
     states, joints = numbers_at(group, "states"), numbers_at(group, "obs/joint_states")
-    if states.ndim != 2 or joints.ndim != 2 or states.shape[1] <= joints.shape[1] or len(states) != len(joints):
-        return False
+    if states.ndim != 2 or joints.ndim != 2 or states.shape[1] <= joints.shape[1]:
+        return None
+    if len(states) != len(joints) or len(joints) < 3:
+        return None
     angles, seen = states[:, 1 : 1 + joints.shape[1]].astype(float), joints[()].astype(float)
-    if len(seen) < 3 or not (np.isfinite(angles).all() and np.isfinite(seen).all()):
-        return False
-    same_row, next_row = np.abs(seen - angles).mean(), np.abs(seen[:-1] - angles[1:]).mean()
-    return bool(next_row < 0.5 * same_row)
+    # Medians: a few damaged numbers must not decide.
+    same_row, next_row = np.median(np.abs(seen - angles)), np.median(np.abs(seen[:-1] - angles[1:]))
+    if next_row < 0.5 * same_row:
+        return True
+    return False if same_row < 0.5 * next_row else None
 
 
 def beside(file: Path) -> dict[str, Any] | None:
@@ -171,22 +174,29 @@ def facts_beside(described: Mapping[str, Any] | None, number: int) -> dict[str, 
 
 
 class Rows(NamedTuple):
+    """Which rows of a file's datasets are the frames of an episode."""
+
     frames: int
     """Frames of the episode."""
     first_action: int
     """Row of the action that follows observation 0."""
-    observations: tuple[int, ...]
-    """Rows that what was observed may have in the file."""
-    others: tuple[int, ...]
-    """Rows that everything else may have."""
+    observations: int
+    """Rows that what was observed has in the file."""
+    others: int
+    """Rows that everything else has."""
     observed: tuple[str, ...]
+    """Beginnings of the names of what was observed."""
 
 
 class Facts(NamedTuple):
+    """Where an opened file tells about one episode."""
+
     file: h5py.File
     group: h5py.Group
+    """The episode's."""
     layout: Layout
     beside: dict[str, Any]
+    """What ManiSkill's JSON file says of it."""
 
     def get(self, *names: str) -> Any:
         """The first of these that the episode, or the file, says."""
@@ -197,35 +207,54 @@ class Facts(NamedTuple):
         return None
 
 
-def rows_of(facts: Facts) -> Rows:
-    """Which rows of the file's datasets belong together."""
+def rows_of(facts: Facts, usual_first_action: int | None = None) -> Rows:
+    """Which rows of the file's datasets belong together; `usual_first_action` is that of the source's other episodes.
+
+    Raises:
+        ValueError: there are no actions, another number than the file states, or they are arranged otherwise.
+    """
     layout, group = facts.layout, facts.group
     actions = found(group, "actions")
     if isinstance(actions, h5py.Group):  # one dataset a robot
-        actions = next((one for one in actions.values() if isinstance(one, h5py.Dataset)), None)
+        actions = next((found(actions, name) for name in actions), None)
     stated = facts.get(layout.length)
     steps = len(actions) if isinstance(actions, h5py.Dataset) and actions.shape else stated
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"it has {steps} actions and says {layout.length} {stated}; at least one step is needed")
     if stated is not None and stated != steps:
         raise ValueError(f"{layout.length} says {stated}, but there are {steps} actions; the file was cut or changed")
-    follow = layout is not MANISKILL and observations_follow_actions(group)
+    follow = None if layout is MANISKILL else observations_follow_actions(group)
+    first_action = usual_first_action or 0 if follow is None else int(follow)
+    if usual_first_action not in (None, first_action):
+        raise ValueError(
+            f"its observations are from {'after' if follow else 'before'} the action of the same row, unlike those of "
+            "the other episodes; convert them as separate sources"
+        )
     return Rows(
-        frames=steps - follow,
-        first_action=int(follow),
-        observations=(steps + layout.observations_more,),
-        others=(steps,),
+        frames=steps - first_action,
+        first_action=first_action,
+        observations=steps + layout.observations_more,
+        others=steps,
         observed=layout.observed,
     )
 
 
-def check_rows(path: str, rows: int, wanted: tuple[int, ...]) -> None:
-    if rows not in wanted:
-        raise ValueError(f"{path} has {rows} rows, {wanted[0]} belong to the episode; its parts differ in length")
+def check_rows(path: str, rows: int, wanted: int) -> None:
+    """Refuse parts of an episode that differ in length.
+
+    Raises:
+        ValueError: they do.
+    """
+    if rows != wanted:
+        raise ValueError(f"{path} has {rows} rows, {wanted} belong to the episode; its parts differ in length")
 
 
 def values_of(group: h5py.Group, source: str, rows: Rows) -> np.ndarray:
-    """What the dataset says for each frame."""
+    """What a dataset says of each frame.
+
+    Raises:
+        ValueError: it is absent, damaged, too large or of another length.
+    """
     path = source if found(group, source) is not None or found(group, f"obs/{source}") is None else f"obs/{source}"
     dataset = numbers_at(group, path)
     is_observed = path.startswith(rows.observed)
@@ -238,7 +267,11 @@ def values_of(group: h5py.Group, source: str, rows: Rows) -> np.ndarray:
 
 
 def camera_path(group: h5py.Group, source: str) -> str:
-    """Where the frames are that a mapping names by their path or by the camera."""
+    """Where the frames are that a mapping names by their path or by the camera.
+
+    Raises:
+        ValueError: nowhere.
+    """
     paths = (source, f"obs/{source}", f"obs/{source}_rgb", f"obs/{source}_image", f"obs/sensor_data/{source}/rgb")
     there = (path for path in paths if isinstance(found(group, path), h5py.Dataset))
     path = next(there, None)
@@ -250,7 +283,11 @@ def camera_path(group: h5py.Group, source: str) -> str:
 
 
 def check_control_mode(mapping: SourceMapping, facts: Facts) -> None:
-    """Refuse a mapping that calls joint angles end-effector motion, which no later check would find."""
+    """Refuse a mapping that calls joint angles end-effector motion, which no later check would find.
+
+    Raises:
+        ValueError: it does.
+    """
     mode = facts.get("control_mode", "env_kwargs/control_mode")
     kind = CONTROL_MODES.get(mode) if isinstance(mode, str) else None
     claimed = mapping.action_space.kind if mapping.action_space else "unspecified"
@@ -262,7 +299,11 @@ def check_control_mode(mapping: SourceMapping, facts: Facts) -> None:
 
 
 def extra_of(facts: Facts, mapping: SourceMapping) -> dict[str, float | int | str]:
-    """Seed, success, environment, the source's own splits and the scene, where they are known."""
+    """Seed, success, environment, the source's own splits and the scene, where they are known.
+
+    Raises:
+        ValueError: the mapping's scene is nowhere.
+    """
     extra: dict[str, Any] = {
         "seed": facts.get("episode_seed", "reset_kwargs/seed"),
         "control_mode": facts.get("control_mode"),

@@ -1,5 +1,6 @@
 """Reader of LeRobot v3.0: another program's data set, or a store whose views, rate or codec are to change."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from core.episode import Episode, View
 from core.formats.assembly import action_space_of, put_together, size_after, task_of, transformed
 from core.formats.interface import EpisodeError, SourceError
-from core.formats.mapping import Mapping, ViewMapping
+from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
 from core.spaces import ActionSpace
 from core.store import Store
@@ -44,13 +45,12 @@ class LeRobotV3:
                 f"{self.path} has {of_source.control_hz} frames a second, the mapping's control_hz is "
                 f"{mapping.control_hz}; leave control_hz out"
             )
-        # The numbers' sizes are known from the first episode that has them.
-        actions, state = (self._numbers(self._first(kind), kind) for kind in (ACTION, STATE))
+        actions, state = (self._width(kind) for kind in (ACTION, STATE))
         return StoreInfo(
             control_hz=of_source.control_hz,
             views={name: size_after(view, of_source.views[view.source]) for name, view in self.views.items()},
-            action_space=None if actions is None else self._space(actions.shape[1]),
-            proprioception_dims=0 if state is None else state.shape[1],
+            action_space=self._space(actions) if actions else None,
+            proprioception_dims=state,
             proprioception_names=of_source.proprioception_names if mapping.proprioception is None else (),
             robot_type=mapping.robot_type or of_source.robot_type,
             columns=self._columns(),
@@ -66,35 +66,48 @@ class LeRobotV3:
         of_source = self.store.info.action_space
         if self.mapping.action_space is None and self.mapping.actions is None:
             return of_source
-        return action_space_of(self.mapping, [f"action_{number}" for number in range(dims)])
-
-    def _first(self, kind: str) -> int:
-        """An episode that has the numbers, or the first."""
-        numbers = range(len(self.keys))
-        return next((n for n in numbers if self._known(n, kind) is not None), 0) if self._has(kind) else 0
-
-    def _has(self, kind: str) -> bool:
-        info = self.store.info
-        return info.action_space is not None if kind == ACTION else info.proprioception_dims > 0
-
-    def _known(self, episode: int, kind: str) -> np.ndarray | None:
         try:
-            return self.store.proprioception(episode) if kind == STATE else self.store.actions(episode, for_audit=True)
-        except StoreError:
-            return None
+            return action_space_of(self.mapping, [f"action_{number}" for number in range(dims)])
+        except ValueError as error:
+            raise SourceError(f"{self.path}: {error}") from None
+
+    def _width(self, kind: str) -> int:
+        """Numbers a frame, by what the source says of itself; 0: none."""
+        space, columns = self.store.info.action_space, self.store.info.columns
+        there = {ACTION: space.dims if space else 0, STATE: self.store.info.proprioception_dims}
+        pieces = self._pieces(kind)
+        if pieces is None:
+            return there[kind]
+        there |= {name: math.prod(column.shape) for name, column in columns.items()}
+        if unknown := [piece.source for piece in pieces if not there.get(piece.source)]:
+            raise SourceError(f"{self.path} has no {unknown} that the mapping wants; it has {list(there)}")
+        for piece in pieces:
+            if max(piece.columns, default=0) >= there[piece.source]:
+                raise SourceError(
+                    f"{piece.source} of {self.path} has {there[piece.source]} numbers, the mapping wants columns "
+                    f"{list(piece.columns)}"
+                )
+        return sum(len(piece.columns) or there[piece.source] for piece in pieces)
+
+    def _pieces(self, kind: str) -> tuple[Numbers, ...] | None:
+        return self.mapping.actions if kind == ACTION else self.mapping.proprioception
 
     def _numbers(self, episode: int, kind: str) -> np.ndarray | None:
-        pieces = self.mapping.actions if kind == ACTION else self.mapping.proprioception
+        pieces = self._pieces(kind)
         if pieces is None:
-            return self._known(episode, kind) if self._has(kind) else None
+            return self._recorded(episode, kind)
         return put_together(pieces, lambda name: self._values(episode, name))
+
+    def _recorded(self, episode: int, kind: str) -> np.ndarray | None:
+        if kind == STATE:
+            return self.store.proprioception(episode)
+        return self.store.episode(episode, views=(), for_audit=True).actions
 
     def _values(self, episode: int, name: str) -> np.ndarray:
         is_main = name in (ACTION, STATE)
-        values = self._known(episode, name) if is_main else self.store.columns(episode).get(name)
+        values = self._recorded(episode, name) if is_main else self.store.columns(episode).get(name)
         if values is None:
-            there = [ACTION, STATE, *self.store.info.columns]
-            raise SourceError(f"{self.path} has no {name} that the mapping wants; it has {there}")
+            raise ValueError(f"it has no {name} that the mapping wants")
         return values
 
     def read(self, key: str) -> Episode:

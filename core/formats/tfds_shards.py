@@ -91,8 +91,14 @@ def find_shards(folder: Path) -> Shards:
         raise SourceError(f"{folder} cannot be read: {error}") from None
     if not shards:
         raise SourceError(f"{folder} holds none of its {len(promises)} shards such as {_names(promises)}")
-    _note(notes, "missing, so their episodes are", [p.file.name for p in promises if p.file.name not in files])
-    _note(notes, "not part of any split and left out", sorted(files - {promise.file.name for promise in promises}))
+    _note(
+        notes,
+        "files are missing, and their episodes with them",
+        [p.file.name for p in promises if p.file.name not in files],
+    )
+    _note(
+        notes, "files belong to no split and are left out", sorted(files - {promise.file.name for promise in promises})
+    )
     name = promises[0].file.name.split(f"-{promises[0].split}.")[0]
     return Shards(name, shards, notes)
 
@@ -165,7 +171,7 @@ def _shard(promise: Promise, notes: list[str]) -> Shard:
 def _note(notes: list[str], what: str, names: list[str]) -> None:
     if names:
         shown = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED))
-        notes.append(f"{len(names)} files are {what}: {shown}")
+        notes.append(f"{what} ({len(names)}): {shown}")
 
 
 def _names(promises: list[Promise]) -> str:

@@ -1,0 +1,134 @@
+"""What the tables of a store say of its episodes: which are one recording, and when their frames were taken."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.duplicates import Traits
+from core.inspection.pictures import Looks
+from core.store import Store, StoreError
+from core.store_contents import episode_ids
+from core.store_finish import traits_of
+from core.store_layout import DATA, EPISODES
+
+LARGEST_STEP = 1.5
+"""Time from one frame to the next, as a multiple of what the rate says, from which on frames are missing."""
+
+
+class Clock(NamedTuple):
+    """The times of one episode."""
+
+    steps: int
+    """From a frame to the next."""
+    seconds: float
+    """From its first frame to its last."""
+    gaps: int
+    """Steps to the next frame that go back, stand still, or are too long."""
+
+
+@dataclass
+class Clocks:
+    """The times of all episodes, by position."""
+
+    found: dict[int, Clock] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    """Files of which the times cannot be read, and why."""
+
+
+def traits_of_store(store: Store, looks: Looks, hashes: Mapping[int, str]) -> list[Traits]:
+    """What tells recordings apart: as written with the store, else as found in the episodes that were looked at."""
+    rows = _rows(store)
+    if rows is not None:
+        return [traits_of(row) for row in rows]
+    signatures: dict[int, dict[str, bytes]] = {}
+    for look in looks.found:
+        signatures.setdefault(look.episode, {})[look.view] = look.signature
+    lengths = [record.length for record in store.episodes]
+    return [Traits(length, signatures.get(n, {}), hashes.get(n, ""), "") for n, length in enumerate(lengths)]
+
+
+def _rows(store: Store) -> list[dict[str, Any]] | None:
+    """Rows of the table of episodes; None where it has no signatures."""
+    files = _files(store, EPISODES)
+    wanted = ["length", "extra", "action_hash", *(f"signature/{view}" for view in store.info.views)]
+    if not files or set(wanted) - set(_read(lambda: pq.read_schema(files[0]).names, files[0])):
+        return None
+    return [row for file in files for row in _read(lambda file=file: _table(file, wanted), file).to_pylist()]
+
+
+def clocks_of_store(store: Store) -> Clocks:
+    """The times of all episodes, read a few frames at a time; none where the store keeps none."""
+    positions = {record.episode_id: place for place, record in enumerate(store.episodes)}
+    place_of: dict[int, int] = {}
+    for file in _files(store, EPISODES):
+        names = _read(lambda file=file: pq.read_schema(file).names, file)
+        wanted = ["episode_index", *(["episode_id"] if "episode_id" in names else [])]
+        table = _read(lambda file=file, wanted=wanted: _table(file, wanted), file)
+        ids = episode_ids(table)
+        place_of |= {
+            n: positions[i] for n, i in zip(table["episode_index"].to_pylist(), ids, strict=True) if i in positions
+        }
+    clocks = Clocks()
+    for file in _files(store, DATA):
+        try:
+            for number, times in _read_times(file):
+                if number in place_of:
+                    _add(clocks.found, place_of[number], times, store.info.control_hz)
+        except (OSError, ValueError) as error:
+            clocks.unreadable.append(f"{file}: {error}")
+    return clocks
+
+
+def _add(found: dict[int, Clock], place: int, times: np.ndarray, control_hz: float) -> None:
+    """Take in some further frames of an episode, of which the first was the last before."""
+    before = found.get(place, Clock(0, 0.0, 0))
+    steps = np.diff(times) * control_hz
+    odd = int(((steps <= 0) | (steps > LARGEST_STEP) | ~np.isfinite(steps)).sum())
+    found[place] = Clock(before.steps + len(steps), before.seconds + float(times[-1] - times[0]), before.gaps + odd)
+
+
+def _read_times(file: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """Episodes and times of their frames; what a piece of the file cuts begins with the last frame before the cut."""
+    parquet = pq.ParquetFile(file)
+    if {"episode_index", "timestamp"} - set(parquet.schema_arrow.names):
+        return
+    last: tuple[int, float] | None = None
+    for batch in parquet.iter_batches(columns=["episode_index", "timestamp"]):
+        if not len(batch):
+            continue
+        episodes = _flat(batch["episode_index"]).astype(np.int64)
+        times = _flat(batch["timestamp"]).astype(np.float64)
+        if last is not None and last[0] == episodes[0]:
+            episodes, times = np.append(last[0], episodes), np.append(last[1], times)
+        cuts = np.flatnonzero(np.diff(episodes)) + 1
+        for piece, of_piece in zip(np.split(times, cuts), np.split(episodes, cuts), strict=True):
+            yield int(of_piece[0]), piece
+        last = int(episodes[-1]), float(times[-1])
+
+
+def _flat(column: pa.Array) -> np.ndarray:
+    """One number a frame, however deep in lists."""
+    while pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        column = column.flatten()
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _files(store: Store, kind: str) -> list[Path]:
+    return sorted((store.path / kind).glob("*/*.parquet"))
+
+
+def _table(file: Path, columns: list[str]) -> pa.Table:
+    return pq.read_table(file, columns=columns, use_threads=False, partitioning=None)
+
+
+def _read(read: Any, file: Path) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{file} is damaged: {error}") from None
