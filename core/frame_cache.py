@@ -27,7 +27,7 @@ from core.run import Stage, StageBusyError, is_done, read_manifest, say
 from core.store import Store
 
 OPEN_BLOCKS = 32
-RESIDENT_BYTES = 2**28
+RESIDENT_BYTES = 2**26
 """Bytes of the uint8 tier that may be read before their pages are given back; larger data sets never fill memory."""
 
 

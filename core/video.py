@@ -205,22 +205,26 @@ class _OpenVideo:
             yield packet, early.pop(packet)
 
     def _go_to(self, packet: int) -> None:
-        """Start anew at the last keyframe, unless the decoder gets there by going on."""
-        key = int(self._keys[np.searchsorted(self._keys, packet, side="right") - 1])
-        is_on_the_way = self._first <= packet and key <= self._next and self.index.packets["pts"][packet] > self._shown
-        if self._next < 0 or not is_on_the_way:
+        """Start anew at the last keyframe that is shown no later, unless the decoder gets there by going on."""
+        pts = self.index.packets["pts"]
+        able = self._keys[(self._keys <= packet) & (pts[self._keys] <= pts[packet])]
+        if not len(able):
+            raise VideoError(f"{self._path} has no keyframe before {float(pts[packet] * self.index.time_base):.3f} s")
+        key, is_ahead = int(able[-1]), self._first <= packet and pts[packet] >= pts[self._first]
+        if self._next < 0 or not (is_ahead and key <= self._next and pts[packet] > self._shown):
             self._decoder.flush_buffers()
             self._first = self._next = key
             self._shown = -(2**62)
 
     def _advance(self) -> list[Any]:
         """Frames that leave the decoder when it takes the next packet, or after the last."""
-        end = len(self.index.packets)
-        if self._next > end:
+        end, pts, number = len(self.index.packets), self.index.packets["pts"], self._next
+        if number > end:
             raise VideoError(f"{self._path} is damaged: not every encoded frame can be decoded")
-        encoded = self._packet(self._next) if self._next < end else None
         self._next += 1
-        return list(self._decoder.decode(encoded))
+        if number < end and pts[number] < pts[self._first]:
+            return []  # shown before the keyframe and made with frames that the decoder was not given
+        return list(self._decoder.decode(self._packet(number) if number < end else None))
 
     def _packet(self, number: int) -> Any:
         row = self.index.packets[number]

@@ -7,6 +7,7 @@ to compressed video decodes without complaint to other pictures.
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -71,7 +72,7 @@ class VideoIndex:
         after = np.clip(np.searchsorted(shown, times_s), 1, max(1, len(shown) - 1))
         right = np.minimum(after, len(shown) - 1)
         nearest = np.where(np.abs(times_s - shown[after - 1]) <= np.abs(shown[right] - times_s), after - 1, right)
-        far = np.abs(shown[nearest] - times_s) > 0.5001 * self.interval_s
+        far = ~(np.abs(shown[nearest] - times_s) <= 0.5001 * self.interval_s)  # so that no number is far, too
         if far.any():
             time = float(times_s[far][0])
             raise VideoError(f"no frame is shown at {time:.4f} s, only from {shown[0]:.4f} to {shown[-1]:.4f} s")
@@ -134,20 +135,43 @@ def index_video(file: Path) -> VideoIndex:
             height, width = context.height, context.width
             if not 0 < height * width <= MOST_PIXELS or stream.time_base is None:
                 raise VideoError(f"{file} claims pictures of {width} x {height} pixels")
-            rows = [_row(file, packet) for packet in container.demux(stream) if packet.size]
             extradata = bytes(context.extradata or b"")
             codec, base = str(context.name), Fraction(stream.time_base)
+            starts_anew = _starts_anew_of_h264(extradata) if codec == "h264" else lambda _: True
+            rows = [_row(file, packet, starts_anew) for packet in container.demux(stream) if packet.size]
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, VideoError):
             raise
         raise VideoError(f"{file} is no video that can be read: {error}") from None
-    if not rows or not rows[0][-1] or len({row[3] for row in rows}) < len(rows):
-        raise VideoError(f"{file} holds no frames, none to start from, or two at one time; it is damaged")
+    if not rows or len({row[3] for row in rows}) < len(rows):
+        raise VideoError(f"{file} holds no frames, or two at one time; it is damaged")
     packets = np.array(rows, PACKET)
+    packets["is_key"][0] = True  # there is nothing before it
     return VideoIndex(codec=codec, extradata=extradata, size=(height, width), time_base=base, packets=packets)
 
 
-def _row(file: Path, packet: Any) -> tuple[int, int, int, int, bool]:
+def _row(file: Path, packet: Any, starts_anew: Callable[[bytes], bool]) -> tuple[int, int, int, int, bool]:
     if packet.pos is None or packet.pos < 0 or packet.pts is None or packet.is_corrupt:
         raise VideoError(f"{file} has a damaged packet after {packet.dts}")
-    return packet.pos, packet.size, zlib.crc32(bytes(packet)), packet.pts, packet.is_keyframe
+    encoded = bytes(packet)
+    is_key = packet.is_keyframe and starts_anew(encoded)
+    return packet.pos, packet.size, zlib.crc32(encoded), packet.pts, is_key
+
+
+def _starts_anew_of_h264(extradata: bytes) -> Callable[[bytes], bool]:
+    """Whether a keyframe is one (IDR) that the decoder can start with: others only promise to become right later.
+
+    Units of the stream follow their length in 1 to 4 bytes (ISO/IEC 14496-15, 5.3.3.1); the type of an IDR slice is 5
+    (ITU-T H.264, table 7-1).
+    """
+    width = (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else 0
+
+    def starts_anew(encoded: bytes) -> bool:
+        place = 0
+        while width and place + width < len(encoded):
+            if encoded[place + width] & 31 == 5:
+                return True
+            place += width + int.from_bytes(encoded[place : place + width], "big")
+        return not width
+
+    return starts_anew

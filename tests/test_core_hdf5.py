@@ -41,6 +41,7 @@ def write_robomimic(path: Path, demos: int = 3, **data_attributes: str) -> Path:
             demo["dones"] = np.arange(STEPS) == STEPS - 1
             demo["obs/robot0_eef_pos"] = numbers(STEPS, 3, number)
             demo["obs/robot0_eef_quat"] = numbers(STEPS, 4, number + 100)
+            demo["obs/robot0_gripper_qpos"] = numbers(STEPS, 2, number + 200)
             demo["obs/agentview_image"] = pictures(STEPS, number)
             demo["obs/agentview_depth"] = np.zeros((STEPS, *SIZE, 1), np.float32)
     return path
@@ -104,7 +105,7 @@ def test_robomimic_is_read_row_by_row(tmp_path):
     assert reader.info.views == {"agentview": SIZE}
     assert reader.info.columns["rewards"] == ("float32", (1,))
     assert reader.info.proprioception_names[0] == "robot0_eef_pos_0"
-    assert len(reader.info.proprioception_names) == reader.info.proprioception_dims == 7
+    assert len(reader.info.proprioception_names) == reader.info.proprioception_dims == 9
 
 
 def test_maniskills_observation_after_the_last_action_is_dropped(tmp_path):
@@ -341,6 +342,8 @@ def test_the_mappings_of_robosuite_give_metres_and_open_grippers(tmp_path, name,
     rows = numbers(STEPS, 7, 2 if name == "libero" else 0)[-episode.length :]
     np.testing.assert_allclose(episode.actions, rows * [*[0.05] * 3, *[0.5] * 3, -1], rtol=1e-6)
     assert episode.action_space.kind == "delta_end_effector"
+    if name == "robomimic":  # w, which robosuite has last, comes first
+        np.testing.assert_allclose(episode.proprioception[:, 3:5], numbers(STEPS, 4, 100)[:, [3, 0]], rtol=1e-6)
 
 
 def test_the_mapping_of_maniskill_gives_what_the_projects_own_episodes_hold(tmp_path):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_episodes import INFO, SIZES, copy_of, make_episode, moving_picture, psnr_db, write_store
+from synthetic_episodes import INFO, SIZES, copy_of, make_episode, moving_picture, psnr_db
 
 from core.conversion import ConversionConfig, convert
 from core.episode import View

@@ -29,8 +29,8 @@ EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 """How Matroska begins, and its outermost element (RFC 9559, section 5.1)."""
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"udta", b"moof", b"mfra")
 """Outermost elements of MP4 and MOV (ISO/IEC 14496-12, section 8)."""
-MISSING_S = 0.5
-"""Seconds that may lack at the end against the length that the container states; sound often lasts a little longer."""
+MISSING_WITH_SOUND_S = 0.5
+"""Seconds that frames may end before the length that the container states: sound often lasts a little longer."""
 MEDIA_DAMAGE = (
     av.FFmpegError,
     OSError,
@@ -132,9 +132,10 @@ def probe(path: Path) -> Clip:
         lasts_s = (container.duration or 0) / av.time_base
         rate = float(stream.average_rate) if stream.average_rate else None
         ratio = stream.sample_aspect_ratio
+        slack_s = MISSING_WITH_SOUND_S if len(container.streams) > 1 else 2 * last_s / len(packets)
     if stated and stated != len(packets):
         raise ValueError(f"{path.name} states {stated} frames and holds {len(packets)}; it was cut, or lost frames")
-    if last_s < lasts_s - MISSING_S:
+    if last_s < lasts_s - slack_s:
         raise ValueError(f"{path.name} states {lasts_s:.2f} s, its frames end at {last_s:.2f} s; it was cut off")
     with _opened(path) as (container, stream):
         first = next(_decoded(container, stream, path), None)

@@ -17,6 +17,8 @@ FAR_OUTSIDE = 0.1
 """Part of the frames outside of the stated range from which on the units are doubted."""
 TOLERANCE = 1e-3
 """Part of a range by which values may lie outside of it."""
+NEAR_ZERO = 0.1
+"""Where the range of a gripper command starts that is not meant to start at -1."""
 CLOSED_STARTS = 0.8
 """Part of the episodes that start with a closed gripper from which on its sign is doubted."""
 FEWEST_STARTS = 5
@@ -50,7 +52,7 @@ def action_problems(store: Store, actions: Values | None) -> Iterator[Problem]:
         yield from _constant(actions, "action", "the actions in the mapping")
         yield from _outliers(actions)
         yield from _outside(actions, space)
-        yield from _gripper(actions, [record.length for record in store.episodes])
+        yield from _gripper(actions)
         yield from _idle(store, actions, space)
 
 
@@ -165,7 +167,7 @@ def _outside(actions: Values, space: ActionSpace) -> Iterator[Problem]:
         )
 
 
-def _gripper(actions: Values, lengths: Sequence[int]) -> Iterator[Problem]:
+def _gripper(actions: Values) -> Iterator[Problem]:
     for dim in np.flatnonzero(actions.is_gripper):
         name, low, high = actions.names[dim], float(actions.low[:, dim].min()), float(actions.high[:, dim].max())
         if max(-low, high) > 1 + TOLERANCE:
@@ -176,20 +178,20 @@ def _gripper(actions: Values, lengths: Sequence[int]) -> Iterator[Problem]:
                 "Bring it into that range with scale and offset in the mapping.",
                 actions.episodes[(actions.low[:, dim] < -1 - TOLERANCE) | (actions.high[:, dim] > 1 + TOLERANCE)],
             )
-        elif low >= 0 and high > low and (low < 0.1):
+        elif abs(low) < NEAR_ZERO and high > low:
             yield problem(
                 "fatal",
                 "gripper_range",
-                f"The gripper command {name} lies between {low:.4g} and {high:.4g}, never below 0; -1 is closed and 1 "
-                "open here, so a policy would never close it.",
+                f"The gripper command {name} lies between {low:.4g} and {high:.4g}; -1 is closed and 1 open here, so a "
+                "policy would never close it.",
                 "For 0 closed and 1 open, give scale: 2 and offset: -1 in the mapping; for 0 open, scale: -2 and "
                 "offset: 1; for metres, scale by the whole opening.",
             )
         else:
-            yield from _gripper_sign(actions, int(dim), lengths)
+            yield from _gripper_sign(actions, int(dim))
 
 
-def _gripper_sign(actions: Values, dim: int, lengths: Sequence[int]) -> Iterator[Problem]:
+def _gripper_sign(actions: Values, dim: int) -> Iterator[Problem]:
     """Episodes usually start with an open gripper; 1 is open."""
     moved = actions.high[:, dim] > actions.low[:, dim]
     closed = (actions.first[:, dim] < 0) & moved

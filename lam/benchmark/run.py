@@ -1,16 +1,14 @@
 """All measurements in one run: their tables line by line, their numbers as JSON."""
 
-import os
-import platform
-import time
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from functools import partial, wraps
 from typing import Any
 
 import torch
 
+from core.benchmark.running import processor, run_measurements
 from core.device import bf16_is_fast, choose_attention_kernel, default_device
-from core.run import versions, write_json
+from core.run import versions
 from lam.benchmark.measurements import MEASUREMENTS
 from lam.benchmark.sizes import FULL, QUICK
 
@@ -21,40 +19,18 @@ def benchmark(is_quick: bool, only: Collection[int], out: str | None) -> Iterato
     Raises:
         ValueError: there is no such measurement.
     """
-    unknown = set(only) - set(MEASUREMENTS)
-    if unknown:
-        raise ValueError(f"there are no measurements {sorted(unknown)}; there are {sorted(MEASUREMENTS)}")
     device, sizes = default_device(), QUICK if is_quick else FULL
     choose_attention_kernel(device)
-    machine = _machine(device)
-    numbers: dict[str, Any] = {"machine": machine, "is_quick": is_quick}
-    yield ", ".join(f"{name} {value}" for name, value in machine.items())
-    for number in sorted(only or MEASUREMENTS):
-        measure = MEASUREMENTS[number]
-        yield f"\n{number}. {(measure.__doc__ or '').strip()}"
-        start = time.monotonic()
-        found: dict[str, Any] = {}
-        yield from measure(sizes, device, found)
-        yield f"  ({time.monotonic() - start:.0f} s)"
-        numbers[measure.__name__] = found
-        if out is not None:
-            write_json(Path(out), numbers)
+    measurements = {number: wraps(measure)(partial(measure, sizes, device)) for number, measure in MEASUREMENTS.items()}
+    yield from run_measurements(measurements, _machine(device) | {"is_quick": is_quick}, only, out)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    names = [line.split(":")[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else next(iter(names), platform.machine())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     default = "bf16" if bf16_is_fast(device) else "float32"
-    load = os.getloadavg()[0]
     return {
         "device": name,
         "threads": torch.get_num_threads(),
         "default precision": default,
         "torch": versions()["torch"],
-        "load before": round(load, 2),
     }
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""

@@ -1,0 +1,126 @@
+"""Ways to read random transitions of two cameras, each answering the processor seconds that some took."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from core.benchmark.data_sets import LENGTH, VIEWS
+from core.frame_cache import FrameSource
+from core.store import Store
+
+GAP = 4
+"""Frames between the two of a transition."""
+BATCH = 32
+
+
+class Cost(NamedTuple):
+    """What reading cost."""
+
+    cpu_s: float
+    resident_mb: float
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """Reads transitions."""
+
+    def __call__(self, count: int, seed: int) -> Cost:
+        """Read `count` random ones."""
+
+
+class OurLoader:
+    """A frame source of this project: batches of transitions with their numbers, as a training asks for them."""
+
+    def __init__(self, store: Store, source: FrameSource) -> None:
+        self._source, self._episodes = source, len(store.episodes)
+        self._numbers = lru_cache(maxsize=1024)(store.actions)
+
+    def __call__(self, count: int, seed: int) -> Cost:
+        """Read in batches."""
+        generator = np.random.default_rng(seed)
+        start = time.process_time()
+        for _ in range(max(1, count // BATCH)):
+            episodes, frames = drawn(generator, self._episodes)
+            for view in VIEWS:
+                for number in (frames, frames + GAP):
+                    self._source.gather(view, episodes, number)
+            for episode, frame in zip(episodes.tolist(), frames.tolist(), strict=True):
+                self._numbers(episode)[frame : frame + GAP].sum(0)
+        return Cost(time.process_time() - start, resident_mb())
+
+
+class BareNumpy:
+    """The pixels of all frames as one array, mapped and indexed, and nothing else."""
+
+    def __init__(self, files: dict[str, Path], episodes: int) -> None:
+        self._files, self._episodes = files, episodes
+
+    def __call__(self, count: int, seed: int) -> Cost:
+        """Map anew, as a fresh process would, and read in batches."""
+        mapped = {view: np.load(file, mmap_mode="r") for view, file in self._files.items()}
+        generator = np.random.default_rng(seed)
+        start = time.process_time()
+        for _ in range(max(1, count // BATCH)):
+            episodes, frames = drawn(generator, self._episodes)
+            for pixels in mapped.values():
+                for number in (frames, frames + GAP):
+                    pixels[episodes * LENGTH + number]
+        return Cost(time.process_time() - start, resident_mb())
+
+
+def drawn(generator: np.random.Generator, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes and first frames of a batch of transitions."""
+    return generator.integers(episodes, size=BATCH), generator.integers(LENGTH - GAP, size=BATCH)
+
+
+class OtherLoader:
+    """A program in another Python, which is asked line by line."""
+
+    def __init__(self, python: str, program: str, **question: Any) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        file = Path(__file__).with_name(f"{program}.py")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen([python, str(file)], text=True, env=environment, **pipes)
+        self._question = question
+
+    def __call__(self, count: int, seed: int) -> Cost:
+        """Ask, and wait for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(self._question | {"count": count, "seed": seed}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended; run it by hand to see why")  # type: ignore[arg-type]
+        return Cost(**json.loads(answer))
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.kill()
+        self._process.wait()
+
+
+def in_turn(loaders: dict[str, Loader], counts: dict[str, int], rounds: int) -> dict[str, list[float]]:
+    """Transitions a processor second: each once to warm up, then all of them `rounds` times in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for turn in range(rounds + 1):
+        for name, load in loaders.items():
+            rate = counts[name] / load(counts[name], seed=turn).cpu_s
+            if turn:
+                rates[name].append(rate)
+        sys.stderr.write(f"\rround {turn} of {rounds}")
+    sys.stderr.write("\r")
+    return rates
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in use, mapped files included."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
