@@ -119,7 +119,7 @@ def _convert_parts(config: ConversionConfig, reader: Reader, parts: list[Part], 
 
 def _converted(config: ConversionConfig, reader: Reader, parts: list[Part]) -> Iterator[tuple[Part, int]]:
     """Parts as they are done, and the frames that each has."""
-    if config.workers == 1 or len(parts) == 1:
+    if config.workers == 1 or len(parts) <= 1:
         for part in parts:
             yield part, convert_part(config, reader, part)
         return

@@ -63,7 +63,10 @@ def read_contents(path: Path) -> Contents:
         StoreError: there is no store, it is not complete, or what it says of itself does not fit together.
     """
     described = _described(path)
-    info, features = info_from_json(described), view_features(described)
+    try:
+        info, features = info_from_json(described), view_features(described)
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from None
     pictures = frozenset(view for view, name in features.items() if described["features"][name]["dtype"] == "image")
     is_ours = "fingerprint" in described.get(OURS, {})
     hashes = _hashes(path, described) if is_ours else {}

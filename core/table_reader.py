@@ -43,15 +43,17 @@ class TableReader:
         """Rows `start` to `stop` of some columns.
 
         Raises:
-            StoreError: the file is missing, damaged, or shorter.
+            StoreError: the file is missing, damaged, or shorter, or lacks a column.
         """
         table = self._table(path)
+        if missing := sorted(set(columns) - set(table.file.schema_arrow.names)):
+            raise StoreError(f"{path} lacks the columns {missing}")  # pyarrow would leave them out without a word
         if not 0 <= start < stop <= table.starts[-1]:
             raise StoreError(f"{path} has {table.starts[-1]} rows, rows {start} to {stop - 1} were asked for")
         first, last = bisect_right(table.starts, start) - 1, bisect_right(table.starts, stop - 1) - 1
         try:
             read = table.file.read_row_groups(list(range(first, last + 1)), columns=columns, use_threads=False)
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors and OSErrors
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise StoreError(f"{path} is damaged: {error}") from None
         return read.slice(start - table.starts[first], stop - start)
 

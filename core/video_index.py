@@ -132,6 +132,8 @@ def index_video(file: Path) -> VideoIndex:
                 raise VideoError(f"{file} holds no video")
             stream: Any = container.streams.video[0]
             context = stream.codec_context
+            if context is None:
+                raise VideoError(f"{file} is encoded in a way that is not known here, or damaged")
             height, width = context.height, context.width
             if not 0 < height * width <= MOST_PIXELS or stream.time_base is None:
                 raise VideoError(f"{file} claims pictures of {width} x {height} pixels")

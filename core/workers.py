@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,8 @@ def worker_pool(
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _begin, (start, arguments))
     try:
+        with _interrupts_held():
+            executor.submit(int)  # starts all processes
         yield executor
     except BrokenProcessPool as error:
         raise WorkerError(
@@ -38,7 +41,19 @@ def worker_pool(
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started here do not see Ctrl-C before `_begin`: it would end each in a page about its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it at once and silently; what was begun is done again
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Processes fill the cores; threads of libraries in each would only get in their way.
     os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}

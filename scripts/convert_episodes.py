@@ -20,6 +20,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="directory of the store")
     parser.add_argument("--format", choices=["auto", *READERS], help="container of the source (default: recognised)")
     parser.add_argument("--mapping", help="YAML file that says what the source calls things; see configs/data/")
+    parser.add_argument("--instruction", help="said where the source has none")
+    parser.add_argument("--control-hz", type=float, help="frames and actions a second, where the source does not say")
     parser.add_argument("--codec", choices=[*CODECS, "png"], default="h264", help="png: without loss (default: h264)")
     parser.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="of the episodes (default: 0.1)")
     parser.add_argument("--keep-split", action="store_true", help="hold out what the source holds out")
@@ -32,7 +34,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     try:
-        mapping = read_mapping(given.mapping, format=given.format)
+        changes = {"default_instruction": given.instruction, "control_hz": given.control_hz}
+        mapping = read_mapping(given.mapping, format=given.format, **changes)
         split = None if given.keep_split else SplitRule(held_out=given.held_out, seed=given.seed)
         settings = {"workers": given.workers} if given.workers else {}
         config = ConversionConfig(

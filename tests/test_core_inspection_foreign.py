@@ -3,9 +3,13 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from test_core_inspection import COUNT, episode, problems_of, write_store
+import pytest
+from test_core_inspection import COUNT, episode, length_of, problems_of, write_store
 
+import core.inspection.records
+from core.inspection.records import clocks_of_store
 from core.run import write_json
+from core.store import Store
 from core.store_layout import OURS
 
 
@@ -65,6 +69,20 @@ def test_a_data_set_of_another_program_is_judged_by_its_frames_and_times(tmp_pat
     found = problems_of(foreign(tmp_path / "nan", with_nan))
     assert list(found) == ["unreadable_actions", *usual]
     assert (found["unreadable_actions"].level, found["unreadable_actions"].episodes) == ("fatal", (0,))
+
+
+def test_times_are_read_a_few_at_a_time_and_may_start_anywhere(tmp_path, monkeypatch):
+    path = foreign(
+        write_store(tmp_path / "store", [episode(n) for n in range(COUNT)]),
+        times(lambda values, table: later_from_frame_ten(values, table) + 500),
+    )
+    starts = np.cumsum([0, *map(length_of, range(COUNT))])
+    for rows in (10**6, 7, 1, int(starts[3]) + 10):
+        monkeypatch.setattr(core.inspection.records, "BATCH_ROWS", rows)
+        clocks = clocks_of_store(Store.open(path)).found
+        assert [clock.gaps for clock in clocks.values()] == [0, 0, 0, 1, 0, 0]
+        assert [clock.steps for clock in clocks.values()] == [length_of(n) - 1 for n in range(COUNT)]
+        assert clocks[0].seconds == pytest.approx((length_of(0) - 1) / 10, abs=1e-3)
 
 
 def test_copies_in_a_data_set_of_another_program_are_found_by_their_frames_alone(tmp_path):

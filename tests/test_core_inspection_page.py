@@ -61,7 +61,9 @@ def test_the_page_needs_nothing_else_and_writes_no_markup_of_others(tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    assert text.index("black camera") < text.index("What the cameras see")
+    problems = text[text.index('id="problems"') : text.index('id="what"')]
+    assert "black camera" in problems
+    assert problems.count("<img") == 3
     for word in ("lift the cup", "front", "side", "gripper", "held out", "panda", "delta end effector"):
         assert word in text
     assert not re.search(r"""((url\((?!#))|@import|https?://(?!www\.w3\.org))""", text)

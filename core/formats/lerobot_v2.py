@@ -172,7 +172,16 @@ class LeRobotV2:
             raise ValueError(f"the table has {len(read)} of {rows} frames")
         if "frame_index" in names and not np.array_equal(read["frame_index"].to_numpy(), np.arange(len(read))):
             raise ValueError("frame_index does not count the frames from 0 on")
+        if "timestamp" in names:
+            self._require_rate(read["timestamp"].to_numpy().astype(np.float64))
         return read
+
+    def _require_rate(self, times_s: np.ndarray) -> None:
+        """Frames are as far apart as meta/info.json says, to half a frame over the whole episode."""
+        expected = (len(times_s) - 1) / self.info.control_hz
+        if abs(times_s[-1] - times_s[0] - expected) > 0.5 / self.info.control_hz:
+            rate = (len(times_s) - 1) / max(times_s[-1] - times_s[0], 1e-9)
+            raise ValueError(f"timestamps are {rate:.2f} a second, meta/info.json says fps {self.info.control_hz:g}")
 
     def _values(self, table: pa.Table, name: str) -> np.ndarray:
         values = flat_values(table[name], len(table))
@@ -193,6 +202,8 @@ class LeRobotV2:
                 raise ValueError(f"there is no column {self.mapping.instruction}, the mapping's instruction")
             return str(table[self.mapping.instruction][0].as_py())
         number = table["task_index"][0].as_py() if "task_index" in table.column_names else None
+        if number is not None and self._tasks and number not in self._tasks:
+            raise ValueError(f"meta/tasks.jsonl has no task {number}, which the frames are of")
         return self._tasks.get(-1 if number is None else number, self.mapping.default_instruction)
 
     def _frames(self, key: str, view: ViewMapping, table: pa.Table) -> np.ndarray | LazyFrames:
@@ -260,6 +271,8 @@ def _tasks(path: Path) -> tuple[dict[int, str], list[str]]:
         return {}, ["meta/tasks.jsonl is missing, so no instruction is known; give default_instruction in a mapping"]
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not rows:
+            raise ValueError("it holds no task")
         return {int(row["task_index"]): str(row["task"]) for row in rows}, []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{file} is damaged: {type(error).__name__} {error}") from None

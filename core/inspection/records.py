@@ -18,6 +18,8 @@ from core.store_layout import DATA, EPISODES
 
 LARGEST_STEP = 1.5
 """Time from one frame to the next, as a multiple of what the rate says, from which on frames are missing."""
+BATCH_ROWS = 65_536
+"""Frames whose times are read together."""
 
 
 class Clock(NamedTuple):
@@ -98,7 +100,7 @@ def _read_times(file: Path) -> Iterator[tuple[int, np.ndarray]]:
     if {"episode_index", "timestamp"} - set(parquet.schema_arrow.names):
         return
     last: tuple[int, float] | None = None
-    for batch in parquet.iter_batches(columns=["episode_index", "timestamp"]):
+    for batch in parquet.iter_batches(BATCH_ROWS, columns=["episode_index", "timestamp"]):
         if not len(batch):
             continue
         episodes = _flat(batch["episode_index"]).astype(np.int64)
