@@ -30,7 +30,8 @@ def worker_pool(
     executor = ProcessPoolExecutor(workers, context, _begin, (start, arguments))
     try:
         with _interrupts_held():
-            executor.submit(int)  # starts all processes
+            for _ in range(workers):
+                executor.submit(int)  # each starts a process
         yield executor
     except BrokenProcessPool as error:
         raise WorkerError(

@@ -240,9 +240,8 @@ def test_bad_episodes_that_are_skipped_are_listed_and_leave_no_gaps(broken, tmp_
     assert [record.extra["seed"] for record in store.episodes] == [0, 3, 6, 9, 2, 5, 8, 11]
     frames = np.concatenate([store.proprioception(number) for number in range(8)])
     assert len(frames) == store.num_frames
-    assert [record.start for record in store.episodes] == np.cumsum([0, *(r.length for r in store.episodes)])[
-        :-1
-    ].tolist()
+    ends = np.cumsum([record.length for record in store.episodes]).tolist()
+    assert [record.start for record in store.episodes] == [0, *ends[:-1]]
     listed = json.loads((tmp_path / "store/meta/skipped.json").read_text())
     assert [entry["key"] for entry in listed] == [f"reach/seed={n}" for n in (1, 4, 7, 10)]
     assert all("file-001.parquet" in entry["reason"] for entry in listed)
