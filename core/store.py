@@ -20,7 +20,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -96,15 +96,16 @@ class EpisodeTable(Sequence[EpisodeRecord]):
         return len(self._table)
 
     @overload
-    def __getitem__(self, index: int) -> EpisodeRecord: ...
+    def __getitem__(self, index: SupportsIndex) -> EpisodeRecord: ...
     @overload
     def __getitem__(self, index: slice) -> list[EpisodeRecord]: ...
-    def __getitem__(self, index: int | slice) -> EpisodeRecord | list[EpisodeRecord]:
+    def __getitem__(self, index: SupportsIndex | slice) -> EpisodeRecord | list[EpisodeRecord]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._record(index % len(self))
+        number = index.__index__()
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self._record(number % len(self))
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
         return (self._record(number) for number in range(len(self)))
@@ -224,15 +225,24 @@ class Store:
     def _pictures(self, episode: int, view: str, numbers: np.ndarray) -> np.ndarray:
         name, (height, width) = self._contents.features[view], self.info.views[view]
         frames = np.empty((len(numbers), height, width, 3), np.uint8)
-        for place, number in enumerate(numbers.tolist()):
-            encoded = self._rows(episode, [name], number, number + 1)[name][0].as_py()
-            if not encoded or not encoded.get("bytes"):
+        for place, (number, picture) in enumerate(self._encoded(episode, name, numbers)):
+            if not picture or not picture.get("bytes"):
                 raise StoreError(f"frame {number} has no picture")
-            pixels = decode_image(encoded["bytes"])
+            pixels = decode_image(picture["bytes"])
             if pixels.shape[:2] != (height, width):
                 raise StoreError(f"frame {number} has {pixels.shape[:2]} pixels, info.json says {(height, width)}")
             frames[place] = pixels
         return frames
+
+    def _encoded(self, episode: int, name: str, numbers: np.ndarray) -> Iterator[tuple[int, Any]]:
+        """Pictures as they stand in the table; neighbours are read together, as LeRobot keeps an episode as one group."""
+        if len(numbers) and np.ptp(numbers) < 2 * len(numbers):
+            first = int(numbers.min())
+            together = self._rows(episode, [name], first, int(numbers.max()) + 1)[name]
+            yield from ((number, together[number - first].as_py()) for number in numbers.tolist())
+            return
+        for number in numbers.tolist():
+            yield number, self._rows(episode, [name], number, number + 1)[name][0].as_py()
 
     def actions(self, episode: int, *, for_audit: bool = False) -> Float[np.ndarray, "t d"]:
         """Actions, one a frame, in the units of `info.action_space`.

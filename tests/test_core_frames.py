@@ -40,8 +40,8 @@ def store(tmp_path_factory) -> Store:
         proprioception_dims=0,
         robot_type="arm",
     )
-    write_part(path, 0, episodes, info=info, first_episode=0, first_frame=0, tasks=["move"])
-    finish_store(path, info, 1, ["move"])
+    write_part(path, 0, episodes, info=info)
+    finish_store(path, info, 1)
     return Store.open(path)
 
 

@@ -55,8 +55,8 @@ def write_store(path: Path, lengths=(7, 9, 8), views=("front", "side"), only_fro
         )
         for number, length in enumerate(lengths)
     ]
-    write_part(path, 0, episodes, info=info, first_episode=0, first_frame=0, tasks=["move"])
-    finish_store(path, info, 1, ["move"])
+    write_part(path, 0, episodes, info=info)
+    finish_store(path, info, 1)
     return Store.open(path)
 
 
@@ -90,7 +90,7 @@ def test_views_of_unequal_length_are_refused_before_anything_is_written(tmp_path
         robot_type="arm",
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"episode e7: views must be synchronised .* \{'front': 4, 'side': 5\}"):
-        write_part(tmp_path, 0, [episode], info=info, first_episode=0, first_frame=0, tasks=["move"])
+        write_part(tmp_path, 0, [episode], info=info)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -47,8 +47,8 @@ def store(tmp_path_factory):
         )
         for i, (length, views) in enumerate(zip(LENGTHS, VIEWS, strict=True))
     ]
-    write_part(path, 0, episodes, info=info, first_episode=0, first_frame=0, tasks=["do it"])
-    finish_store(path, info, 1, ["do it"])
+    write_part(path, 0, episodes, info=info)
+    finish_store(path, info, 1)
     return Store.open(path)
 
 
@@ -210,8 +210,8 @@ def test_proprioception_is_that_of_both_frames_in_the_scale_of_the_training_epis
         )
         for number, values in enumerate(senses)
     ]
-    write_part(tmp_path, 0, episodes, info=info, first_episode=0, first_frame=0, tasks=["do it"])
-    finish_store(tmp_path, info, 1, ["do it"])
+    write_part(tmp_path, 0, episodes, info=info)
+    finish_store(tmp_path, info, 1)
     opened = Store.open(tmp_path)
     wanted = np.stack([senses[0][:6], senses[0][2:]], axis=1)
     mean, std = wanted.reshape(-1, 2).mean(0), wanted.reshape(-1, 2).std(0)

@@ -54,8 +54,8 @@ def write_store(path, views=("front", "side"), with_actions=True, splits=("train
     ]
     sizes = dict.fromkeys(views, (32, 32))
     info = StoreInfo(control_hz=5.0, views=sizes, action_space=space, proprioception_dims=0, robot_type="arm")
-    write_part(path, 0, episodes, info=info, first_episode=0, first_frame=0, tasks=[INSTRUCTION])
-    finish_store(path, info, 1, [INSTRUCTION])
+    write_part(path, 0, episodes, info=info)
+    finish_store(path, info, 1)
     return Store.open(path)
 
 
