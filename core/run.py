@@ -227,18 +227,21 @@ def _claim(path: Path) -> Any:
     return lock
 
 
+def _leftovers(path: Path) -> list[Path]:
+    """Temporary files of a process that was killed while it wrote; the lock says that it is gone."""
+    # Ours are .NAME.NUMBER; safetensors writes to a .tmpXXXXXX before it renames.
+    return [left for left in path.iterdir() if re.fullmatch(r"\.(.+\.\d+|tmp\w{6})", left.name)]
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Delete temporary files of a process that was killed while it wrote; the lock says that it is gone."""
-    for left in path.glob(".*"):
-        # Ours are .NAME.NUMBER; safetensors writes to a .tmpXXXXXX before it renames.
-        if re.fullmatch(r"\.(.+\.\d+|tmp\w{6})", left.name):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for left in _leftovers(path):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _set_aside_if_changed(path: Path, record: dict[str, Any]) -> None:
     if path.exists() and not path.is_dir():
         raise StageError(f"{path} is a file, not a directory; choose another directory or move it away")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or len(list(path.iterdir())) == len(_leftovers(path)):
         return
     if not (path / "stage.json").exists():
         raise StageError(f"{path} exists and is not a run of this project; choose another directory or move it away")

@@ -235,7 +235,7 @@ class Store:
         return frames
 
     def _encoded(self, episode: int, name: str, numbers: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """Pictures as they stand in the table; neighbours are read together, as LeRobot keeps an episode as one group."""
+        """Pictures as they stand in the table; neighbours are read together: LeRobot writes an episode as one group."""
         if len(numbers) and np.ptp(numbers) < 2 * len(numbers):
             first = int(numbers.min())
             together = self._rows(episode, [name], first, int(numbers.max()) + 1)[name]

@@ -20,6 +20,8 @@ EVERYTHING = MODULES + SCRIPTS + TESTS
 NEED_TORCH = {
     f"core.{name}"
     for name in (
+        "benchmark.data",
+        "benchmark.loaders",
         "checkpoint",
         "device",
         "frame_cache",

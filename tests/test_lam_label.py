@@ -119,7 +119,9 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_missing(chain, alone, tmp
     monkeypatch.setattr(module, "SHARD_TRANSITIONS", 32)
     labelled = []
     whole = module.label_shard
-    monkeypatch.setattr(module, "label_shard", lambda m, shard, *rest: labelled.append(shard.number) or whole(m, shard, *rest))
+    monkeypatch.setattr(
+        module, "label_shard", lambda m, shard, *rest: labelled.append(shard.number) or whole(m, shard, *rest)
+    )
     resumed = made(settings)
     assert not {f"shard-{number:06d}.safetensors" for number in labelled} & {path.name for path in kept}
     assert same(resumed, alone)
