@@ -270,6 +270,12 @@ def differs(found, original):
     return None
 
 
+def is_said(different, notes):
+    """Whether the notes tell of a file that is gone and was no duty: instructions, or all actions of an episode."""
+    part, _, episode = different.partition(" of ")
+    return any(part in note and (part == "instruction" or episode in note) for note in notes)
+
+
 def outcome(folder, mapping, original):
     """What reading came to: same, refused, different, or an error that no one should see."""
 
@@ -289,7 +295,7 @@ def outcome(folder, mapping, original):
     finally:
         signal.alarm(0)
     different = differs(found, original)
-    if different and not (notes and different.startswith("instruction")):
+    if different and not is_said(different, notes):
         return {"outcome": "different", "why": different}
     if errors or notes:
         return {"outcome": "refused", "why": (errors + notes)[0][:300]}

@@ -135,6 +135,7 @@ def test_conversions_killed_at_many_moments_give_the_same_bytes(source, whole, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_at_every_change_of_a_file_leaves_what_can_be_gone_on_with(source, whole, tmp_path):
     changes = int(run(source, tmp_path / "counted", 1).stdout)
     assert changes > 60

@@ -30,5 +30,10 @@ def test_damage_ends_in_what_was_recorded_or_in_an_error_of_ours(name, tmp_path)
     allowed = {"same", "refused"} if name in CHECKED else {"same", "refused", "different"}
     assert set(counts) <= allowed, [line for line in lines if line["outcome"] not in allowed]
     assert counts["refused"] > CHANGES / 3
-    wrong = [line for line in lines if line["outcome"] == "different" and line["change"].split()[0] not in PAYLOAD]
-    assert not wrong
+    different = [line["change"].split() for line in lines if line["outcome"] == "different"]
+    assert not [(change, *rest) for change, *rest in different if change not in PAYLOAD and not is_text(rest)]
+
+
+def is_text(file):
+    """Whether any text is as good as another there."""
+    return file[0].endswith("instruction.txt")

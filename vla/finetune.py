@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from core.checkpoint import TrainingState
@@ -39,8 +40,10 @@ class FinetuneVlaConfig(Config):
     """Directory of labelled episodes."""
     features: str
     """Directory of the store's feature cache (scripts/cache_features.py)."""
-    demonstrations: dict[str, int]
-    """How many labelled training episodes of each task to use, first ones first."""
+    demonstrations: dict[str, int] = Field(default_factory=dict)
+    """How many labelled training episodes of each task to use, first ones first; empty: all of all tasks."""
+    view: str = ""
+    """Camera that the policy sees; empty: the one that the pretrained model saw."""
     head: Part = Part(name="l1_chunk")
     """Action head: name and options."""
     horizon: int = 8
@@ -75,6 +78,8 @@ def finetune(config: FinetuneVlaConfig) -> None:
         store_fingerprint=store.fingerprint,
         encoder_fingerprint=description.encoder_fingerprint,
     )
+    description = description.model_copy(update={"view": config.view or description.view})
+    records = choose_demonstrations(store, config.demonstrations, description.view)
     accelerator = make_accelerator(config.training, Path(config.out))
     inputs = {
         "store": store.fingerprint,
@@ -84,7 +89,6 @@ def finetune(config: FinetuneVlaConfig) -> None:
     stage = open_stage(accelerator, config.out, "finetune_vla", config, inputs)
     if stage.is_done:
         return
-    records = choose_demonstrations(store, config.demonstrations, description.view)
     statistics = measure(store, records, config.proprioception)
     description = description.model_copy(
         update={
@@ -163,7 +167,8 @@ def _datasets(
 ) -> list[DemonstrationDataset]:
     """The chosen demonstrations, and held-out ones of the same tasks (where there are none, the chosen ones again)."""
     tasks = {record.task for record in records}
-    held_out = [r for r in store.select(split="held_out", is_labelled=True) if r.task in tasks] or records
+    others = store.select(split="held_out", is_labelled=True)
+    held_out = [r for r in others if r.task in tasks and description.view in r.views] or records
     return [
         DemonstrationDataset(
             store,
@@ -180,18 +185,21 @@ def _datasets(
 
 
 def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> list[EpisodeRecord]:
-    """The first `wanted[task]` labelled training episodes of each task.
+    """The first `wanted[task]` labelled training episodes of each task that the camera saw; all, where none is named.
 
     Raises:
-        FinetuneError: a task has fewer, the store has no actions, or not the view that the model sees.
+        FinetuneError: a task has fewer, the store has no actions, or not the view that the policy is to see.
     """
     if store.info.action_space is None:
         raise FinetuneError(f"{store.path} has no actions; fine-tuning needs labelled episodes")
     if view not in store.info.views:
-        raise FinetuneError(f"the model was trained on view {view!r}, {store.path} has {list(store.info.views)}")
-    chosen: list[EpisodeRecord] = []
+        raise FinetuneError(f"{store.path} has no view {view!r}; --view takes one of {list(store.info.views)}")
+    seen = [record for record in store.select(split="train", is_labelled=True) if view in record.views]
+    if not seen:
+        raise FinetuneError(f"{store.path} has no labelled training episode with the view {view}")
+    chosen: list[EpisodeRecord] = [] if wanted else seen
     for task, number in wanted.items():
-        found = store.select(split="train", task=task, is_labelled=True)
+        found = [record for record in seen if record.task == task]
         if len(found) < number:
             raise FinetuneError(
                 f"demonstrations.{task} asks for {number} labelled training episodes, {store.path} has {len(found)}; "

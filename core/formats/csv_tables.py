@@ -66,7 +66,8 @@ class Table:
             if self.length not in (steps, steps - 1):
                 raise ValueError(
                     f"{self.file} has {self.length} rows, the clips {steps} frames at {control_hz:g} Hz; one row a "
-                    f"frame is needed (or one fewer), or a column {TIME}"
+                    f"frame is needed (or one fewer), or a column {TIME}; the rows fit the clips at about "
+                    f"{self.length / steps * control_hz:.3g} Hz"
                 )
             return self
         times = self.numbers(TIME)

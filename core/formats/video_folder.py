@@ -85,6 +85,7 @@ class VideoFolder:
                 f"{path} has no clips: put them at EPISODE/VIEW.mp4 or EPISODE.mp4 in it ({', '.join(ENDINGS)})"
             )
         self._note_what_is_left_out()
+        self._note_missing_tables()
         self._control_hz = self._mapping.control_hz
         self.info = self._described()
 
@@ -132,9 +133,14 @@ class VideoFolder:
         """Whether some episode has a table of which nothing is known yet."""
         lacking = [("actions", info.action_space is None), ("proprioception", not info.proprioception_dims)]
         wanted = [name for name, lacks in lacking if lacks and getattr(self._mapping, name) != ()]
-        return any(
-            (self._path / key / f"{name}{end}").exists() for key in self.keys for name in wanted for end in TABLES
-        )
+        return any(_tables(self._path / key, name) for key in self.keys for name in wanted)
+
+    def _note_missing_tables(self) -> None:
+        for name in ("actions", "proprioception"):
+            without = [key for key in self.keys if not _tables(self._path / key, name)]
+            if without and len(without) < len(self.keys):
+                named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+                self._note(f"{len(without)} of {len(self.keys)} episodes have no {name}: {named}")
 
     def _episode(self, key: str) -> tuple[Episode, tuple[str, ...]]:
         """An episode, and the names of its proprioception."""
@@ -285,8 +291,12 @@ def _steps(clips: dict[str, Clip], hz: float) -> int:
     return steps
 
 
+def _tables(folder: Path, name: str) -> list[Path]:
+    return [file for ending in TABLES if (file := folder / f"{name}{ending}").exists()]
+
+
 def _table(folder: Path, name: str) -> Table | None:
-    files = [file for ending in TABLES if (file := folder / f"{name}{ending}").exists()]
+    files = _tables(folder, name)
     if len(files) > 1:
         raise ValueError(f"there are {files[0].name} and {files[1].name}; keep one")
     return read_table(files[0]) if files else None
