@@ -17,13 +17,14 @@ import numpy as np
 
 from core.benchmark.data_sets import CONTROL_HZ, LENGTH, PICTURES, VIEWS, make_store, pictures, views_of
 from core.benchmark.loaders import GAP, BareNumpy, Loader, OtherLoader, OurLoader, in_turn
+from core.benchmark.plots import plot_memory
 from core.benchmark.running import Numbers, processor, run_measurements
 from core.conversion import ConversionConfig, convert
 from core.frame_cache import FramesConfig, open_frames
 from core.run import versions
 from core.splits import SplitRule
 from core.store import Store
-from core.video import VideoWriter
+from core.video import CODECS, KEYFRAME_EVERY, VideoWriter
 
 LEROBOT, TENSORFLOW, VIDEO = "MVP_LAM_LEROBOT_PYTHON", "MVP_LAM_TENSORFLOW_PYTHON", "MVP_LAM_BENCHMARK_VIDEO"
 TIERS: tuple[Literal["video", "jpeg", "png", "uint8"], ...] = ("video", "jpeg", "png", "uint8")
@@ -47,12 +48,15 @@ QUICK = Sizes(sides=(32,), episodes=4, transitions=32, rounds=1, memory_side=16,
 
 
 def benchmark(is_quick: bool, only: Collection[int], out: str | None) -> Iterator[str]:
-    """Lines to print while it runs; `only` these measurements (none: all), `out` takes the numbers."""
+    """Lines to print while it runs; `only` these measurements (none: all), `out` takes the numbers.
+
+    Beside `out` comes a picture of memory against data size.
+    """
     sizes = QUICK if is_quick else Sizes()
     machine: Numbers = {"processor": processor(), "numpy": versions()["numpy"], "is_quick": is_quick}
     machine |= {"pictures": os.environ.get(VIDEO, "drawn"), "episodes": sizes.episodes}
     with tempfile.TemporaryDirectory(prefix="benchmark_data_") as folder:
-        work = Measurements(sizes, Path(folder))
+        work = Measurements(sizes, Path(folder), Path(out).with_suffix(".png") if out else None)
         yield from run_measurements({1: work.speed, 2: work.memory, 3: work.conversion}, machine, only, out)
     yield from (f"not measured: {name} is not set" for name in (LEROBOT, TENSORFLOW) if name not in os.environ)
 
@@ -60,8 +64,8 @@ def benchmark(is_quick: bool, only: Collection[int], out: str | None) -> Iterato
 class Measurements:
     """The measurements; each is a method that yields the lines of its table and keeps its numbers."""
 
-    def __init__(self, sizes: Sizes, folder: Path) -> None:
-        self.sizes, self.folder = sizes, folder
+    def __init__(self, sizes: Sizes, folder: Path, picture: Path | None) -> None:
+        self.sizes, self.folder, self.picture = sizes, folder, picture
 
     def speed(self, numbers: Numbers) -> Iterator[str]:
         """Random transitions (two frames of two cameras) a processor second; middle, lowest, highest of the rounds."""
@@ -111,15 +115,18 @@ class Measurements:
 
     def memory(self, numbers: Numbers) -> Iterator[str]:
         """Resident memory (MB, mapped files included) while transitions are read, as the data set grows tenfold."""
-        side, counts = self.sizes.memory_side, (self.sizes.episodes, 10 * self.sizes.episodes)
+        side, counts = self.sizes.memory_side, [self.sizes.episodes * factor for factor in (1, 3, 10)]
         source = pictures(os.environ.get(VIDEO), side)
         yield f"  {'episodes':38s}" + "".join(f"{count:>10d}" for count in counts) + "     growth"
+        by_frames: dict[str, dict[int, float]] = {}
         for name, cost in self._memory_of(side, source).items():
             found = [cost(count) for count in counts]
             numbers[name] = dict(zip(counts, found, strict=True))
-            yield (
-                f"  {name:38s}" + "".join(f"{mb:10.0f}" for mb in found) + f"{100 * (found[-1] / found[0] - 1):10.1f} %"
-            )
+            by_frames[name] = {count * LENGTH * len(VIEWS): mb for count, mb in numbers[name].items()}
+            growth = 100 * (found[-1] / found[0] - 1)
+            yield f"  {name:38s}" + "".join(f"{mb:10.0f}" for mb in found) + f"{growth:10.1f} %"
+        if self.picture:
+            plot_memory(by_frames, 3 * side * side, self.picture)
 
     def _memory_of(self, side: int, source: np.ndarray) -> dict[str, Callable[[int], float]]:
         """Ways to read, each giving its memory for a number of episodes."""
@@ -213,23 +220,9 @@ def _ffmpeg(clips: Path, out: Path) -> bool:
     if shutil.which("ffmpeg") is None:
         return False
     out.mkdir()
-    options = [
-        "-c:v",
-        "libx264rgb",
-        "-crf",
-        "20",
-        "-preset",
-        "veryfast",
-        "-bf",
-        "0",
-        "-tune",
-        "zerolatency",
-        "-g",
-        "2",
-        "-threads",
-        "1",
-    ]
-    options += ["-x264-params", "no-deblock=1:cabac=0:weightp=0"]
+    codec = CODECS["h264"]
+    options = ["-c:v", codec.encoder, "-g", str(KEYFRAME_EVERY), "-threads", "1"]
+    options += [word for name, value in codec.options.items() for word in (f"-{name}", value)]
     waiting = sorted(clips.glob("*/*.mp4"))
     while waiting:
         now, waiting = waiting[: os.cpu_count()], waiting[os.cpu_count() :]
