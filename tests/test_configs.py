@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from core.config import Config, ConfigError, load_config
+from core.formats.by_name import READERS
 from core.formats.mapping import Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,8 @@ def problems(path: Path, root: Path = ROOT) -> list[str]:
     except ConfigError as error:
         # Keys left out that are no text (a mapping of policies) cannot be made up here.
         wrong += [part for part in str(error).split("; ") if STANDS_FOR_A_PATH not in part]
+    if kind is Mapping and load_config(Mapping, path).format not in READERS:
+        wrong.append(f"its format is none of {list(READERS)}")
     return wrong
 
 

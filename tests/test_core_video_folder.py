@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.config import load_config
+from core.formats.by_name import open_source
 from core.formats.interface import EpisodeError, Reader, SourceError
 from core.formats.mapping import Mapping
 from core.formats.video_folder import VideoFolder, mapping_of, recognises
@@ -381,3 +382,8 @@ def test_changed_bytes_end_in_frames_or_typed_errors(tmp_path):
             outcomes.append(type(error))
     assert {SourceError, EpisodeError} <= set(outcomes)
     assert (12, 32, 48, 3) in outcomes
+
+
+def test_a_format_that_does_not_exist_is_named_with_those_that_do(tmp_path):
+    with pytest.raises(SourceError, match="'zarr'; there are auto, lerobot_v3, lerobot_v2, rlds"):
+        open_source(tmp_path, Mapping(format="zarr"))

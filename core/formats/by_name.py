@@ -27,6 +27,8 @@ def open_source(path: str | Path, mapping: Mapping = Mapping()) -> Reader:
     if not path.exists():
         raise SourceError(f"there is nothing at {path}")
     name = _format_of(path) if mapping.format == "auto" else mapping.format
+    if name not in READERS:
+        raise SourceError(f"the mapping's format is {name!r}; there are auto, {', '.join(READERS)}")
     module, kind = READERS[name].split(":")
     reader: Reader = getattr(import_module(module), kind)(path, mapping)
     return reader

@@ -38,8 +38,8 @@ class Numbers(Config):
 class Mapping(Config):
     """How to read one source. Empty keys mean: what the format itself says."""
 
-    format: Literal["auto", "rlds", "hdf5", "video_folder", "lerobot_v2", "lerobot_v3"] = "auto"
-    """Container of the source; auto: recognised by its files."""
+    format: str = "auto"
+    """Container of the source, of `core.formats.by_name.READERS`; auto: recognised by its files."""
     views: dict[str, ViewMapping] = Field(default_factory=dict)
     """The cameras by the name they get; a text stands for a view with that source. Empty: all that are found."""
     control_hz: float | None = Field(default=None, gt=0)
