@@ -63,7 +63,11 @@ __all__ = [
 ]
 
 
-class ActionsHiddenError(StoreError):
+class NoActionsError(StoreError):
+    """Actions of an episode that was recorded without them."""
+
+
+class ActionsHiddenError(NoActionsError):
     """Actions of an unlabelled episode were asked for by something other than an audit."""
 
 
@@ -249,7 +253,8 @@ class Store:
 
         Raises:
             ActionsHiddenError: the episode is unlabelled and this is no audit.
-            StoreError: none were recorded.
+            NoActionsError: none were recorded.
+            StoreError: the file that holds them is damaged.
         """
         record = self._record(episode)
         if not (record.is_labelled or for_audit):
@@ -259,7 +264,7 @@ class Store:
             )
         actions = self._numbers(episode, ACTION)
         if actions is None:
-            raise StoreError(f"{record.episode_id} in {self.path} was recorded without actions")
+            raise NoActionsError(f"{record.episode_id} in {self.path} was recorded without actions")
         return actions
 
     def proprioception(self, episode: int) -> Float[np.ndarray, "t d"] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.episode import frames_in
 from core.live_features import LiveFeatures
-from core.store import Store, StoreError
+from core.store import NoActionsError, Store
 from core.vision import Grid
 from lam.view_pairs import view_pairs
 
@@ -248,7 +248,7 @@ class TransitionDataset:
     def _actions_of(self, episode: int) -> Float[np.ndarray, "frames dims"] | None:
         try:
             return self.store.actions(episode, for_audit=self.options.hidden_actions)
-        except StoreError:
+        except NoActionsError:
             return None
 
     def _scales(self) -> tuple[Scale | None, Scale | None]:

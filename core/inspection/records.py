@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from core.duplicates import Traits
 from core.inspection.pictures import Looks
+from core.splitting import written_traits
 from core.store import Store, StoreError
 from core.store_contents import episode_ids
-from core.store_finish import traits_of
 from core.store_layout import DATA, EPISODES
 
 LARGEST_STEP = 1.5
@@ -44,23 +44,14 @@ class Clocks:
 
 def traits_of_store(store: Store, looks: Looks, hashes: Mapping[int, str]) -> list[Traits]:
     """What tells recordings apart: as written with the store, else as found in the episodes that were looked at."""
-    rows = _rows(store)
-    if rows is not None:
-        return [traits_of(row) for row in rows]
+    written = written_traits(store)
+    if written is not None:
+        return written
     signatures: dict[int, dict[str, bytes]] = {}
     for look in looks.found:
         signatures.setdefault(look.episode, {})[look.view] = look.signature
     lengths = [record.length for record in store.episodes]
     return [Traits(length, signatures.get(n, {}), hashes.get(n, ""), "") for n, length in enumerate(lengths)]
-
-
-def _rows(store: Store) -> list[dict[str, Any]] | None:
-    """Rows of the table of episodes; None where it has no signatures."""
-    files = _files(store, EPISODES)
-    wanted = ["length", "extra", "action_hash", *(f"signature/{view}" for view in store.info.views)]
-    if not files or set(wanted) - set(_read(lambda: pq.read_schema(files[0]).names, files[0])):
-        return None
-    return [row for file in files for row in _read(lambda file=file: _table(file, wanted), file).to_pylist()]
 
 
 def clocks_of_store(store: Store) -> Clocks:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from core.duplicates import hash_of_actions
 from core.statistics import moments
-from core.store import Store, StoreError
+from core.store import NoActionsError, Store, StoreError
 
 MOST_ROWS = 500_000
 """Rows that are kept, evenly spread over each episode, for quantiles and histograms."""
@@ -70,9 +70,8 @@ def action_values(store: Store) -> Values | None:
     def read(number: int) -> np.ndarray | None:
         try:
             return store.actions(number, for_audit=True)
-        except StoreError:
-            # Either none were recorded, which the episode as a whole tells, or they are damaged, which it raises.
-            return store.episode(number, views=(), for_audit=True).actions
+        except NoActionsError:
+            return None
 
     return _values(store, read, "actions", space.names, space.units)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from core.device import default_device
-from core.store import Store, StoreError
+from core.store import NoActionsError, Store
 from lam.dataset import TransitionDataset, transition_actions
 from lam.model import LatentActionModel
 
@@ -105,7 +105,7 @@ def motion_of(store: Store, clips: Clips) -> Motion | str:
     unique, back = np.unique(clips.transitions, return_inverse=True)
     try:
         actions = transition_actions(store, *clips.dataset.locate(unique), clips.gap)
-    except StoreError as error:
+    except NoActionsError as error:
         return str(error)
     xy = actions[back][:, [names.index("x"), names.index("y")]].astype(float)
     length = np.linalg.norm(xy, axis=1)
