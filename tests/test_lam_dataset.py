@@ -1,10 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 
 from core.episode import Episode, View
 from core.frames import FeatureCache
 from core.spaces import END_EFFECTOR_DELTA
-from core.store import ActionsHiddenError, Store, StoreInfo, finish_store, write_part
+from core.store import ActionsHiddenError, Store, StoreError, StoreInfo, finish_store, write_part
 from core.vision import Grid
 from lam.dataset import DataOptions, TransitionDataset, TransitionsError, gaps_in_frames, transition_actions
 from lam.mixture import Mixture
@@ -245,3 +247,13 @@ def test_too_few_views_too_long_a_gap_and_odd_gaps_end_in_a_sentence(store):
     with pytest.raises(TransitionsError, match=r"has no views \['top'\]"):
         dataset(store, views=["top"])
     assert gaps_in_frames((0.1, 0.8), 5.0) == (1, 4)
+
+
+def test_damaged_actions_are_not_taken_for_absent_ones(store, tmp_path):
+    shutil.copytree(store.path, tmp_path / "store")
+    file = next((tmp_path / "store/data").rglob("*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        dataset(Store.open(tmp_path / "store"), labelled_fraction=1.0, hidden_actions=True)
