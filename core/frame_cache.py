@@ -1,6 +1,6 @@
 """Decoded or lightly compressed frames of a store, made on demand and shared by all processes.
 
-frames/
+<tier>-<key>/            the key is of the store and of what is kept, so that no cache ever takes another's place
   <view>.npy              tier uint8: (rows, height, width, 3), the frames of the view's episodes one after another
   <view>/00000.bin, .npy  tiers jpeg and png: pictures of a block of rows, and where each lies
   rows.npy                int64 (views, episodes, 2): first row and length of each episode; length 0: not recorded
@@ -23,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 from core.config import Config
 from core.frame_cache_writer import BLOCK_ROWS, FrameCacheError, KeptFrames, make_frames
 from core.rows import Rows
-from core.run import Stage, StageBusyError, is_done, read_manifest, say
+from core.run import Stage, StageBusyError, fingerprint_of, is_done, read_manifest, say
 from core.store import Store
 
 OPEN_BLOCKS = 32
@@ -37,7 +37,7 @@ class FramesConfig(Config):
     tier: Literal["video", "jpeg", "png", "uint8"] = "video"
     """video: decoded each time, no cache. jpeg: quality 95, png: exact, uint8: the pixels themselves, fastest."""
     directory: str = ""
-    """Where the cache is, or is made when it is first needed; empty: frames/<tier> in the store."""
+    """Folder in which caches lie, each in one of its own, made when it is first needed; empty: frames in the store."""
     size: tuple[int, int] | None = None
     """(height, width) to which frames are resized before they are kept; none: as the store has them."""
     workers: int = 1
@@ -64,10 +64,11 @@ def open_frames(store: Store, config: FramesConfig) -> FrameSource:
         if config.size or config.directory:
             raise FrameCacheError("frames.tier is video, which has no cache; leave out frames.size and directory")
         return store
-    directory = Path(config.directory or store.path / "frames" / config.tier)
     kept = KeptFrames(tier=config.tier, size=config.size)
+    key = fingerprint_of([store.fingerprint, kept.model_dump(mode="json")])
+    directory = Path(config.directory or store.path / "frames") / f"{config.tier}-{key}"
     waiting = False
-    while not _is_made(directory, store, kept):
+    while not is_done(directory):
         try:
             stage = Stage.open(directory, "frame_cache", kept, {"store": store.fingerprint})
         except StageBusyError:
@@ -79,14 +80,6 @@ def open_frames(store: Store, config: FramesConfig) -> FrameSource:
         if not stage.is_done:
             stage.finish(make_frames(store, kept, stage, config.workers))
     return FrameCache(directory)
-
-
-def _is_made(directory: Path, store: Store, kept: KeptFrames) -> bool:
-    if not is_done(directory):
-        return False
-    manifest = read_manifest(directory)
-    of_store = manifest["inputs"].get("store") == store.fingerprint
-    return bool(of_store and manifest["config"] == kept.model_dump(mode="json"))
 
 
 class FrameCache:
@@ -128,7 +121,7 @@ class _Pixels:
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         taken: np.ndarray = self._pixels[numbers]
         self._read += taken.nbytes
-        if self._read > RESIDENT_BYTES:
+        if self._read > RESIDENT_BYTES and self._pixels.nbytes > RESIDENT_BYTES:
             mapped: mmap.mmap = self._pixels._mmap
             mapped.madvise(mmap.MADV_DONTNEED)
             self._read = 0

@@ -21,6 +21,6 @@ def decode_image(encoded: bytes) -> UInt8[np.ndarray, "height width 3"]:
                 raise ValueError(f"it claims to have {image.width} x {image.height} pixels")
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"it has the mode {image.mode}, more than 8 bits a colour")
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"a picture of {len(encoded)} bytes cannot be decoded: {error}") from None

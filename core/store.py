@@ -161,7 +161,12 @@ class Store:
             view: contents.table[f"{kind}/from_timestamp"].to_numpy(zero_copy_only=False)
             for view, kind in videos.items()
         }
+        self._has_view = {view: ~np.isnan(starts) for view, starts in self._starts_s.items()}
+        self._has_view |= _pictured(contents)
         self._lengths = contents.table["length"].to_numpy()
+        files_start = np.array([contents.first_rows[number] for number in self._files["data"].tolist()])
+        self._first_rows = contents.table["dataset_from_index"].to_numpy() - files_start
+        self._numbers_of = contents.table["episode_index"].to_numpy()
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -317,12 +322,7 @@ class Store:
         return self.episodes[episode]
 
     def _require_view(self, episode: int, view: str) -> None:
-        is_there = view in self.info.views and 0 <= episode < len(self._lengths)
-        if view in self._starts_s and is_there:
-            is_there = not np.isnan(self._starts_s[view][episode])
-        elif is_there:
-            is_there = view in self.episodes[episode].views
-        if not is_there:
+        if not (view in self._has_view and 0 <= episode < len(self._lengths) and self._has_view[view][episode]):
             record = self._record(episode)
             raise StoreError(f"{record.episode_id} in {self.path} has the views {record.views}, not {view!r}")
 
@@ -345,15 +345,21 @@ class Store:
 
     def _rows(self, episode: int, columns: list[str], start: int, stop: int) -> pa.Table:
         """Rows of an episode in its data file, once they are seen to be its own."""
-        table, file = self._contents.table, self._data_file(episode)
-        first = (
-            table["dataset_from_index"][episode].as_py() - self._contents.first_rows[int(self._files["data"][episode])]
-        )
+        file, first, number = self._data_file(episode), int(self._first_rows[episode]), self._numbers_of[episode]
         rows = self._tables.rows(file, first + start, first + stop, [*columns, "episode_index"])
-        number = table["episode_index"][episode].as_py()
-        if not pc.all(pc.equal(rows["episode_index"], number)).as_py():
+        if not np.array_equal(rows["episode_index"].to_numpy(), np.full(stop - start, number)):
             raise StoreError(f"{file}: rows {first} to {first + stop - 1} are not of episode {number} alone")
         return rows
 
     def _data_file(self, episode: int) -> Path:
         return file_of(self.path, DATA, int(self._files["data"][episode]))
+
+
+def _pictured(contents: Contents) -> dict[str, np.ndarray]:
+    """Which episodes have each of the views that are kept as pictures."""
+    if not contents.pictures:
+        return {}
+    if "views" not in contents.table.column_names:
+        return {view: np.ones(len(contents.table), bool) for view in contents.pictures}
+    views = contents.table["views"].to_pylist()
+    return {view: np.array([not of_one or view in of_one for of_one in views]) for view in contents.pictures}

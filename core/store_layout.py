@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -77,6 +78,7 @@ class StoreInfo:
             raise StoreError(f"{len(names)} names for {dims} numbers of proprioception: {list(names)}")
 
 
+@lru_cache(maxsize=4096)
 def file_of(path: str | Path, kind: str, number: int) -> Path:
     """Where a file lies; `kind` is DATA, EPISODES, the folder of a camera or of its indices."""
     ending = {"videos": "mp4", INDICES.split("/")[1]: "npz"}.get(kind.removeprefix("meta/").split("/")[0], "parquet")

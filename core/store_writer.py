@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +31,7 @@ from core.store_layout import IMAGES, StoreError, StoreInfo, temporary
 from core.store_tables import episode_row, episode_schema, frame_schema, frame_table, numbers_of
 from core.video import VideoWriter
 
-PICTURES_A_GROUP = 16
+PICTURES_A_GROUP = 4
 """Rows of a data file that are read together where they hold pictures."""
 
 
@@ -144,7 +145,7 @@ class _PartFiles:
 
 def _png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     with io.BytesIO() as buffer:
-        Image.fromarray(picture).save(buffer, "png", compress_level=1)
+        Image.fromarray(picture).save(buffer, "png", compress_level=1, compress_type=zlib.Z_RLE)
         return buffer.getvalue()
 
 

@@ -19,6 +19,8 @@ OPEN_FILES = 16
 
 class _Open(NamedTuple):
     file: pq.ParquetFile
+    names: list[str]
+    """Columns; asking the file each time costs more than reading a row."""
     starts: list[int]
     """First row of each row group, and the number of rows."""
 
@@ -29,6 +31,8 @@ class TableReader:
     def __init__(self, hashes: Mapping[str, str] | None = None) -> None:
         """`hashes` are the fingerprints of files by their paths; files that are not listed are not checked."""
         self._hashes = dict(hashes or {})
+        self._unchanged: set[Path] = set()
+        """Files that were checked; a file is opened again and again where there are many."""
         self._open: OrderedDict[Path, _Open] = OrderedDict()
         self._process = os.getpid()
 
@@ -37,7 +41,7 @@ class TableReader:
 
     def columns(self, path: Path) -> list[str]:
         """Names of the columns of a file."""
-        return list(self._table(path).file.schema_arrow.names)
+        return self._table(path).names
 
     def rows(self, path: Path, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Rows `start` to `stop` of some columns.
@@ -46,7 +50,7 @@ class TableReader:
             StoreError: the file is missing, damaged, or shorter, or lacks a column.
         """
         table = self._table(path)
-        if missing := sorted(set(columns) - set(table.file.schema_arrow.names)):
+        if missing := sorted(set(columns) - set(table.names)):
             raise StoreError(f"{path} lacks the columns {missing}")  # pyarrow would leave them out without a word
         if not 0 <= start < stop <= table.starts[-1]:
             raise StoreError(f"{path} has {table.starts[-1]} rows, rows {start} to {stop - 1} were asked for")
@@ -67,10 +71,14 @@ class TableReader:
         return table
 
     def _checked(self, path: Path) -> _Open:
-        require_unchanged(path, self._hashes.get(str(path)))
+        if path not in self._unchanged:
+            require_unchanged(path, self._hashes.get(str(path)))
+            self._unchanged.add(path)
         file = open_table(path)
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-        return _Open(file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist())
+        return _Open(
+            file, list(file.schema_arrow.names), np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
+        )
 
 
 def open_table(path: Path) -> pq.ParquetFile:

@@ -55,6 +55,8 @@ CODECS = {
 }
 OPEN_FILES = 16
 """Videos one reader keeps open; each holds a decoder with a few frames."""
+INDEX_BYTES = 2**25
+"""Packets of indices that one reader remembers, also of videos it has closed: a million frames and more."""
 _INHERITED: list[Any] = []
 """Decoders of a parent process, never freed: that would wait forever for threads which only the parent has."""
 
@@ -119,11 +121,12 @@ class VideoReader:
     def __init__(self, hashes: Mapping[str, str] | None = None) -> None:
         """`hashes` are the fingerprints of saved indices by their paths; those not listed are not checked."""
         self._hashes = dict(hashes or {})
+        self._indices: OrderedDict[Path, VideoIndex] = OrderedDict()
         self._open: OrderedDict[Path, _OpenVideo] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_hashes": self._hashes, "_open": OrderedDict(), "_process": -1}
+        return {"_hashes": self._hashes, "_indices": OrderedDict(), "_open": OrderedDict(), "_process": -1}
 
     def read(
         self, path: Path, times_s: Sequence[float] | Float[np.ndarray, " n"], index: Path | None = None
@@ -155,7 +158,13 @@ class VideoReader:
         return video
 
     def _index(self, path: Path, saved: Path | None) -> VideoIndex:
-        return VideoIndex.load(saved, self._hashes.get(str(saved))) if saved else index_video(path)
+        index = self._indices.pop(path, None)
+        if index is None:
+            index = VideoIndex.load(saved, self._hashes.get(str(saved))) if saved else index_video(path)
+        self._indices[path] = index
+        while len(self._indices) > 1 and sum(one.packets.nbytes for one in self._indices.values()) > INDEX_BYTES:
+            self._indices.popitem(last=False)
+        return index
 
 
 class _OpenVideo:

@@ -85,7 +85,7 @@ def test_the_cache_lies_in_the_store_and_is_made_once(store, capsys):
 def test_a_damaged_cache_is_refused_not_shown(store, tmp_path, tier):
     directory = tmp_path / "frames"
     open_frames(store, FramesConfig(tier=tier, directory=str(directory)))
-    file = directory / ("side.npy" if tier == "uint8" else "side/00000.bin")
+    file = next(directory.glob("*/side.npy" if tier == "uint8" else "*/side/00000.bin"))
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(FrameCacheError, match=r"damaged|cut off"):
@@ -95,6 +95,19 @@ def test_a_damaged_cache_is_refused_not_shown(store, tmp_path, tier):
         last = (np.array([4]), np.array([store.episodes[4].length - 1]))
         with pytest.raises(FrameCacheError, match="damaged"):
             open_frames(store, FramesConfig(tier=tier, directory=str(directory))).gather("side", *last)
+
+
+def test_caches_of_two_stores_and_of_two_sizes_share_a_folder(store, tmp_path):
+    write_part(tmp_path / "other", 0, [make_episode(number) for number in (5, 6, 7, 8, 9)], info=INFO)
+    finish_store(tmp_path / "other", INFO, 1)
+    other = Store.open(tmp_path / "other")
+    settings = FramesConfig(tier="png", directory=str(tmp_path / "frames"))
+    opened = [open_frames(one, settings) for one in (store, other)]
+    small = open_frames(store, settings.model_copy(update={"size": (16, 20)}))
+    wanted = some_frames(store)
+    for one, frames in zip((store, other), opened, strict=True):
+        assert np.array_equal(frames.gather("side", *wanted), one.gather("side", *wanted))
+    assert small.gather("side", *wanted).shape[1:3] == (16, 20)
 
 
 MAKE = """
@@ -116,7 +129,7 @@ def test_a_killed_making_goes_on_where_it_stopped(store, tmp_path):
     directory = tmp_path / "frames"
     command = [sys.executable, "-c", MAKE, str(store.path), "png", str(directory)]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not list(directory.glob("*/*.npy")) and killed.poll() is None:
+    while not list(directory.glob("*/*/*.npy")) and killed.poll() is None:
         time.sleep(0.005)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -146,7 +159,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(store, tmp_
     monkeypatch.setattr(frame_cache_writer.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(FrameCacheError, match="choose tier jpeg"):
         open_frames(store, FramesConfig(tier="uint8", directory=str(tmp_path / "frames")))
-    assert not list((tmp_path / "frames").glob("*.npy"))
+    assert not list((tmp_path / "frames").rglob("*.npy"))
 
 
 def test_pages_of_pixels_are_given_back(store, tmp_path, monkeypatch):

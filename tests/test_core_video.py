@@ -194,6 +194,24 @@ def test_few_files_stay_open(tmp_path, monkeypatch):
     assert open_files() - before <= 3
 
 
+def test_the_index_of_a_video_that_was_closed_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.video.OPEN_FILES", 1)
+    reader, frames = VideoReader(), {}
+    for name in ("a", "b"):
+        frames[name] = moving_picture(ord(name), 6, 32, 48)
+        with VideoWriter(tmp_path / f"{name}.mp4", (32, 48), HZ) as writer:
+            writer.append(frames[name])
+            writer.finish().save(tmp_path / f"{name}.npz")
+        reader.read(tmp_path / f"{name}.mp4", [0.0], tmp_path / f"{name}.npz")
+        (tmp_path / f"{name}.npz").unlink()
+    for name in ("a", "b", "a"):
+        found = reader.read(tmp_path / f"{name}.mp4", [3 / HZ], tmp_path / f"{name}.npz")
+        assert psnr_db(found[0], frames[name][3]) > 30
+    monkeypatch.setattr("core.video.INDEX_BYTES", 1)
+    with pytest.raises(VideoError, match="missing"):
+        [reader.read(tmp_path / f"{name}.mp4", [0.0], tmp_path / f"{name}.npz") for name in ("b", "a", "b")]
+
+
 def check_random_access(reader, path, whole, seed):
     for number in np.random.default_rng(seed).integers(0, len(whole), 200).tolist():
         np.testing.assert_array_equal(reader.read(path, [number / HZ])[0], whole[number])

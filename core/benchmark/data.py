@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from core.benchmark.data_sets import CONTROL_HZ, LENGTH, PICTURES, VIEWS, make_store, pictures, views_of
-from core.benchmark.loaders import GAP, BareNumpy, Loader, OtherLoader, OurLoader, in_turn
+from core.benchmark.loaders import GAP, BareDecoder, BareNumpy, Loader, OtherLoader, OurLoader, in_turn
 from core.benchmark.plots import plot_memory
 from core.benchmark.running import Numbers, processor, run_measurements
 from core.conversion import ConversionConfig, convert
@@ -74,7 +74,7 @@ class Measurements:
             loaders = self._loaders(side, source)
             others = [loader for loader in loaders.values() if isinstance(loader, OtherLoader)]
             try:
-                counts = {name: self.sizes.transitions * (20 if _is_pixels(name) else 1) for name in loaders}
+                counts = {name: self._once if "uint8" in name else self.sizes.transitions for name in loaders}
                 rates = in_turn(loaders, counts, self.sizes.rounds)
             finally:
                 for other in others:
@@ -84,9 +84,16 @@ class Measurements:
             numbers[str(side)] = rates
             yield from _ratios(rates)
 
+    @property
+    def _once(self) -> int:
+        """Transitions that take as many frames as there are; read again and again, a mapped file costs less."""
+        return self.sizes.episodes * LENGTH // 2
+
     def _loaders(self, side: int, source: np.ndarray) -> dict[str, Loader]:
         stores = {codec: self._store(side, codec, source) for codec in ("h264", "av1", "png")}
-        loaders: dict[str, Loader] = {}
+        loaders: dict[str, Loader] = {
+            f"decoder alone, {codec}": BareDecoder(stores[codec]) for codec in ("h264", "av1")
+        }
         for codec, store in stores.items():
             loaders[f"ours, {codec}"] = OurLoader(store, store)
             if LEROBOT in os.environ:
@@ -95,8 +102,9 @@ class Measurements:
         for tier in TIERS[1:]:
             directory = self.folder / f"frames_{side}_{tier}"
             frames = open_frames(stores["h264"], FramesConfig(tier=tier, directory=str(directory)))
-            loaders[f"ours, cache {tier}"] = OurLoader(stores["h264"], frames)
-        pixels = {view: self.folder / f"frames_{side}_uint8/{view}.npy" for view in VIEWS}
+            loaders[f"ours, cache {tier}"] = OurLoader(stores["h264"], frames, with_actions=tier != "uint8")
+        made = self.folder / f"frames_{side}_uint8"
+        pixels = {view: next(made.glob(f"*/{view}.npy")) for view in VIEWS}
         loaders[BARE] = BareNumpy(pixels, self.sizes.episodes)
         if TENSORFLOW in os.environ:
             loaders[RLDS] = self._tensorflow(side, source, self.sizes.episodes)
@@ -233,10 +241,6 @@ def _ffmpeg(clips: Path, out: Path) -> bool:
         for process in [subprocess.Popen(command) for command in commands]:
             process.wait()
     return True
-
-
-def _is_pixels(name: str) -> bool:
-    return "uint8" in name
 
 
 def _table(rates: dict[str, list[float]]) -> Iterator[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from av import CodecContext, Packet
 
 from core.benchmark.data_sets import LENGTH, VIEWS
 from core.frame_cache import FrameSource
 from core.store import Store
+from core.video_index import index_video
 
 GAP = 4
 """Frames between the two of a transition."""
@@ -36,10 +38,10 @@ class Loader(Protocol):
 
 
 class OurLoader:
-    """A frame source of this project: batches of transitions with their numbers, as a training asks for them."""
+    """A frame source of this project: batches of transitions with their actions, as a training asks for them."""
 
-    def __init__(self, store: Store, source: FrameSource) -> None:
-        self._source, self._episodes = source, len(store.episodes)
+    def __init__(self, store: Store, source: FrameSource, *, with_actions: bool = True) -> None:
+        self._source, self._episodes, self._with_actions = source, len(store.episodes), with_actions
         self._numbers = lru_cache(maxsize=1024)(store.actions)
 
     def __call__(self, count: int, seed: int) -> Cost:
@@ -51,28 +53,68 @@ class OurLoader:
             for view in VIEWS:
                 for number in (frames, frames + GAP):
                     self._source.gather(view, episodes, number)
-            for episode, frame in zip(episodes.tolist(), frames.tolist(), strict=True):
+            for episode, frame in zip(episodes.tolist(), frames.tolist(), strict=True) if self._with_actions else ():
                 self._numbers(episode)[frame : frame + GAP].sum(0)
         return Cost(time.process_time() - start, resident_mb())
 
 
 class BareNumpy:
-    """The pixels of all frames as one array, mapped and indexed, and nothing else."""
+    """The pixels of all frames as one array, mapped, indexed and let go, and nothing else."""
 
     def __init__(self, files: dict[str, Path], episodes: int) -> None:
         self._files, self._episodes = files, episodes
 
     def __call__(self, count: int, seed: int) -> Cost:
         """Map anew, as a fresh process would, and read in batches."""
-        mapped = {view: np.load(file, mmap_mode="r") for view, file in self._files.items()}
         generator = np.random.default_rng(seed)
         start = time.process_time()
+        mapped = {view: np.load(file, mmap_mode="r") for view, file in self._files.items()}
         for _ in range(max(1, count // BATCH)):
             episodes, frames = drawn(generator, self._episodes)
             for pixels in mapped.values():
                 for number in (frames, frames + GAP):
                     pixels[episodes * LENGTH + number]
+        resident = resident_mb()
+        del mapped, pixels
+        return Cost(time.process_time() - start, resident)
+
+
+class BareDecoder:
+    """The decoder alone, fed from memory with what random frames need: no loader of these videos can be faster."""
+
+    def __init__(self, store: Store) -> None:
+        self._videos = [_Fed.of(file) for file in sorted((store.path / "videos").rglob("*.mp4"))]
+
+    def __call__(self, count: int, seed: int) -> Cost:
+        """Decode the two frames of two cameras of each transition."""
+        generator = np.random.default_rng(seed)
+        start = time.process_time()
+        for _ in range(2 * len(VIEWS) * count):
+            video = self._videos[generator.integers(len(self._videos))]
+            video.decode(int(generator.integers(len(video.packets))))
         return Cost(time.process_time() - start, resident_mb())
+
+
+class _Fed(NamedTuple):
+    decoder: Any
+    packets: list[bytes]
+    keys: list[int]
+    """Of each packet, the last keyframe up to it."""
+
+    @classmethod
+    def of(cls, file: Path) -> "_Fed":
+        index, content = index_video(file), file.read_bytes()
+        decoder = CodecContext.create(index.codec, "r")
+        decoder.extradata, decoder.thread_count = index.extradata, 1
+        packets = [content[row["offset"] :][: row["size"]] for row in index.packets]
+        keys = np.maximum.accumulate(np.where(index.packets["is_key"], np.arange(len(packets)), 0))
+        return cls(decoder, packets, keys.tolist())
+
+    def decode(self, number: int) -> None:
+        self.decoder.flush_buffers()
+        for encoded in self.packets[self.keys[number] : number + 1]:
+            self.decoder.decode(Packet(encoded))
+        self.decoder.decode(None)
 
 
 def drawn(generator: np.random.Generator, episodes: int) -> tuple[np.ndarray, np.ndarray]:
