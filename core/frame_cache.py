@@ -7,7 +7,6 @@
   manifest.json
 """
 
-import mmap
 import os
 import time
 import zlib
@@ -27,8 +26,6 @@ from core.run import Stage, StageBusyError, fingerprint_of, is_done, read_manife
 from core.store import Store
 
 OPEN_BLOCKS = 32
-RESIDENT_BYTES = 2**26
-"""Bytes of the uint8 tier that may be read before their pages are given back; larger data sets never fill memory."""
 
 
 class FramesConfig(Config):
@@ -107,24 +104,29 @@ class FrameCache:
 
 
 class _Pixels:
-    """Tier uint8: a memory map, whose pages are given back before they fill the memory."""
+    """Tier uint8: read, not mapped, so that no page of it counts as this process's memory."""
 
     def __init__(self, directory: Path, view: str, size: tuple[int, int]) -> None:
-        self._file, self._read = directory / f"{view}.npy", 0
+        self._path, self._shape = directory / f"{view}.npy", (*size, 3)
         try:
-            self._pixels = np.load(self._file, mmap_mode="r")
+            mapped = np.load(self._path, mmap_mode="r")
         except (ValueError, EOFError, OSError) as error:
-            raise FrameCacheError(f"{self._file} is missing or cut off ({error}); delete {directory}") from None
-        if self._pixels.shape[1:] != (*size, 3) or self._pixels.dtype != np.uint8:
-            raise FrameCacheError(f"{self._file} holds {self._pixels.dtype} {self._pixels.shape}; delete {directory}")
+            raise FrameCacheError(f"{self._path} is missing or cut off ({error}); delete {directory}") from None
+        if mapped.shape[1:] != self._shape or mapped.dtype != np.uint8:
+            raise FrameCacheError(f"{self._path} holds {mapped.dtype} {mapped.shape}; delete {directory}")
+        self._start = mapped.offset
+        self._file: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
-        taken: np.ndarray = self._pixels[numbers]
-        self._read += taken.nbytes
-        if self._read > RESIDENT_BYTES and self._pixels.nbytes > RESIDENT_BYTES:
-            mapped: mmap.mmap = self._pixels._mmap
-            mapped.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDONLY)
+        taken = np.empty((len(numbers), *self._shape), np.uint8)
+        for number, frame in zip(numbers.tolist(), taken, strict=True):
+            if os.preadv(self._file, [frame.data], self._start + number * frame.nbytes) != frame.nbytes:
+                raise FrameCacheError(f"{self._path} is cut off at frame {number}; delete {self._path.parent}")
         return taken
 
 

@@ -235,7 +235,7 @@ class Store:
         name, (height, width) = self._contents.features[view], self.info.views[view]
         frames = np.empty((len(numbers), height, width, 3), np.uint8)
         for place, (number, picture) in enumerate(self._encoded(episode, name, numbers)):
-            if not picture or not picture.get("bytes"):
+            if not isinstance(picture, dict) or not picture.get("bytes"):
                 raise StoreError(f"frame {number} has no picture")
             pixels = decode_image(picture["bytes"])
             if pixels.shape[:2] != (height, width):

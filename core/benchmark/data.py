@@ -19,15 +19,14 @@ from core.benchmark.data_sets import CONTROL_HZ, LENGTH, PICTURES, VIEWS, make_s
 from core.benchmark.loaders import GAP, BareDecoder, BareNumpy, Loader, OtherLoader, OurLoader, in_turn
 from core.benchmark.plots import plot_memory
 from core.benchmark.running import Numbers, processor, run_measurements
-from core.conversion import ConversionConfig, convert
 from core.frame_cache import FramesConfig, open_frames
 from core.run import versions
-from core.splits import SplitRule
 from core.store import Store
 from core.video import CODECS, KEYFRAME_EVERY, VideoWriter
 
 LEROBOT, TENSORFLOW, VIDEO = "MVP_LAM_LEROBOT_PYTHON", "MVP_LAM_TENSORFLOW_PYTHON", "MVP_LAM_BENCHMARK_VIDEO"
 TIERS: tuple[Literal["video", "jpeg", "png", "uint8"], ...] = ("video", "jpeg", "png", "uint8")
+CONVERT = Path(__file__).parents[2] / "scripts/convert_episodes.py"
 BARE, RLDS = "bare numpy, uint8", "TensorFlow, RLDS and a shuffle buffer"
 
 
@@ -41,10 +40,11 @@ class Sizes:
     transitions: int = 480
     rounds: int = 5
     memory_side: int = 64
-    clips: int = 8
+    clips: int = 16
+    clip_pictures: int = 600
 
 
-QUICK = Sizes(sides=(32,), episodes=4, transitions=32, rounds=1, memory_side=16, clips=2)
+QUICK = Sizes(sides=(32,), episodes=4, transitions=32, rounds=1, memory_side=16, clips=2, clip_pictures=120)
 
 
 def benchmark(is_quick: bool, only: Collection[int], out: str | None) -> Iterator[str]:
@@ -173,7 +173,7 @@ class Measurements:
         """Clips to a store, frames a second of wall time, beside ffmpeg that decodes and encodes the same clips."""
         side = self.sizes.sides[-1]
         clips = self._clips(side)
-        frames = PICTURES * self.sizes.clips
+        frames = self.sizes.clip_pictures * self.sizes.clips
         rates: dict[str, list[float]] = {}
         for turn in range(min(3, self.sizes.rounds) + 1):
             for name, run in {"ours": self._convert, "ffmpeg alone": _ffmpeg}.items():
@@ -193,12 +193,15 @@ class Measurements:
             clip = folder / f"clip_{number}" / "front.mp4"
             clip.parent.mkdir(parents=True)
             with VideoWriter(clip, (side, side), CONTROL_HZ) as writer:
-                writer.append(source)
+                for _ in range(self.sizes.clip_pictures // PICTURES):
+                    writer.append(source)
                 writer.finish()
         return folder
 
     def _convert(self, clips: Path, out: Path) -> bool:
-        convert(ConversionConfig(source=str(clips), out=out, episodes_per_part=4, split=SplitRule(held_out=0)))
+        command = [sys.executable, CONVERT, clips, out, "--workers", str(os.cpu_count())]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(list(map(str, command)), env=environment, capture_output=True, check=True)
         return True
 
 
@@ -224,7 +227,7 @@ def _resident_of_ours(store: Store, tier: str, folder: Path) -> float:
 
 
 def _ffmpeg(clips: Path, out: Path) -> bool:
-    """Each clip decoded and encoded as a store's video is, two at a time; False without ffmpeg."""
+    """Each clip decoded and encoded as a store's video is, as many at a time as there are cores; False without ffmpeg."""
     if shutil.which("ffmpeg") is None:
         return False
     out.mkdir()
