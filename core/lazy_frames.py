@@ -1,12 +1,15 @@
 """Frames that are decoded when they are looked at, so that an episode of any length fits in memory."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
 
 BLOCK_FRAMES = 32
-"""Frames that are decoded at a time."""
+"""Frames that are decoded at a time, at most."""
+BLOCK_BYTES = 2**26
+"""Fewer, where these would not hold them: 32 frames of 4K video take 800 MB."""
 
 
 class LazyFrames:
@@ -33,7 +36,11 @@ class LazyFrames:
         return frames
 
 
-def blocks(frames: np.ndarray | LazyFrames) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-    """All frames in order, a few at a time."""
-    for start in range(0, len(frames), BLOCK_FRAMES):
-        yield frames[start : start + BLOCK_FRAMES]
+def blocks(
+    frames: np.ndarray | LazyFrames, start: int = 0, stop: int | None = None
+) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
+    """The frames of a stretch, or all, in order, a few at a time."""
+    stop = len(frames) if stop is None else stop
+    size = max(1, min(BLOCK_FRAMES, BLOCK_BYTES // max(1, math.prod(frames.shape[1:]))))
+    for first in range(start, stop, size):
+        yield frames[first : min(stop, first + size)]

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from synthetic_episodes import INFO, copy_of, files_of, make_episode
 
-from core.conversion import ConversionConfig, convert
+from core.conversion import ConversionConfig, Part, convert, convert_part, parts_of
 from core.episode import View
 from core.formats.interface import SourceError
 from core.formats.mapping import Mapping
 from core.splits import SplitRule
-from core.store import Store, finish_store, write_part
+from core.store import ColumnInfo, Store, finish_store, write_part
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "scripts/convert_episodes.py")
@@ -228,7 +228,7 @@ def test_the_first_bad_episode_stops_a_conversion_with_its_file_its_key_and_advi
     ended = script(broken, tmp_path / "store", "--workers", 2)
     assert ended.returncode == 1
     last = ended.stderr.strip().splitlines()[-1]
-    for word in ("file-001.parquet", "reach/seed=1", "Mend it", "--skip-bad"):
+    for word in ("file-001.parquet", "reach/seed=1", "mend it", "--skip-bad, which goes on from here"):
         assert word in last
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "store/meta/info.json").exists()
@@ -258,6 +258,34 @@ def test_a_source_of_which_nothing_can_be_read_is_refused_even_if_bad_episodes_a
         file.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="would have no episodes; all were left out, the first because"):
         convert(ConversionConfig(source=str(path), out=tmp_path / "store", workers=1, skip_bad=True))
+    assert len(list((tmp_path / "store/parts").glob("part-*"))) == 6
+    with pytest.raises(SourceError, match=r"reach/seed=0.*Leave out what cannot be read"):
+        convert(ConversionConfig(source=str(path), out=tmp_path / "store", workers=1))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_what_no_episode_is_to_blame_for_ends_a_conversion_also_where_bad_ones_are_skipped(tmp_path, skip_bad):
+    class Odd:
+        """A source with a column that no store keeps."""
+
+        info, keys, notes = replace(INFO, columns={"waves": ColumnInfo("complex64", (1,))}), ("0", "1"), ()
+
+        def read(self, key):
+            return small_episode(int(key))
+
+    config = ConversionConfig(source="odd", out=tmp_path / "store", skip_bad=skip_bad)
+    with pytest.raises(SourceError, match="odd cannot be stored: column waves is complex64"):
+        convert_part(config, Odd(), Part(0, ["0", "1"]), known=())
+
+
+@pytest.mark.parametrize(("episodes", "parts"), [(1, 1), (8, 8), (9, 5), (16, 8), (100, 8), (128, 8), (1000, 63)])
+def test_few_episodes_are_several_parts_and_many_are_not_many_files(episodes, parts):
+    keys = [f"{number}" for number in range(episodes)]
+    found = parts_of(keys)
+    assert [part.number for part in found] == list(range(parts))
+    assert [key for part in found for key in part.keys] == keys
+    assert max(len(part.keys) for part in found) <= 16
 
 
 def test_a_store_in_its_source_and_the_reverse_are_refused(source, tmp_path):

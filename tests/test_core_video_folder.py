@@ -1,8 +1,6 @@
 """Folders of clips become episodes: the right frame at each control step, upright, with its row of the table."""
 
 import random
-import struct
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,84 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from synthetic_clips import CLIP_90, numbers_seen, write_actions, write_clip
 
 from core.config import load_config
 from core.formats.by_name import open_source
 from core.formats.interface import EpisodeError, Reader, SourceError
 from core.formats.mapping import Mapping
 from core.formats.video_folder import VideoFolder, mapping_of, recognises
+from core.spaces import ActionSpace
 
 ROOT = Path(__file__).resolve().parents[1]
-CLIP_90 = (0, 1, -1, 0)
-"""Display matrix of a quarter turn clockwise (ISO/IEC 14496-12, tkhd)."""
 
 
-def grey_of(number: int) -> int:
-    return 10 + 5 * number
-
-
-def write_clip(
-    path: Path,
-    frames: int = 12,
-    rate: int = 10,
-    size: tuple[int, int] = (32, 48),
-    times_ms: list[int] | None = None,
-    matrix: tuple[int, int, int, int] | None = None,
-    codec: str = "libx264",
-    pixels: str = "yuv420p",
-    audio: bool = False,
-    key_every: int = 12,
-) -> Path:
-    """Frame `i` is `grey_of(i)`, with a white corner at the top left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *size, pixels
-        base = Fraction(1, rate if path.suffix == ".avi" else 1000)
-        stream.codec_context.time_base = base
-        stream.codec_context.gop_size = key_every
-        # Frames that refer to later ones, so that the order of decoding is not that of showing.
-        stream.options = {"x264-params": "b-adapt=0:bframes=2"} if codec == "libx264" else {}
-        stream.codec_context.thread_count = 1
-        stream.bit_rate = 8_000_000
-        sound = container.add_stream("aac", rate=48000) if audio else None
-        for number in range(frames):
-            picture = np.full((*size, 3), grey_of(number), np.uint8)
-            picture[: size[0] // 2, : size[1] // 3] = 255
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            frame.pts = round(Fraction(times_ms[number], 1000) / base) if times_ms else int(number / (rate * base))
-            frame.time_base = base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        if sound:
-            silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
-            silence.sample_rate = 48000
-            container.mux(sound.encode(silence))
-            container.mux(sound.encode())
-    if matrix:
-        set_matrix(path, matrix)
-    return path
-
-
-def set_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    content = bytearray(path.read_bytes())
-    place = content.index(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 2**30), content.index(b"tkhd"))
-    a, b, c, d = (part * 65536 for part in matrix)
-    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
-    path.write_bytes(content)
-
-
-def write_actions(folder: Path, rows: int, time_s: list[float] | None = None, name: str = "actions") -> None:
-    header = ["time_s"] * bool(time_s) + ["x", "gripper"]
-    lines = [[*([time_s[row]] if time_s else []), row, -row] for row in range(rows)]
-    text = "\n".join(",".join(map(str, line)) for line in [header, *lines])
-    (folder / f"{name}.csv").write_text(text + "\n")
-
-
-def numbers_seen(frames: np.ndarray) -> list[int]:
-    """Which of the written frames these are, by the grey of the lower right corner."""
-    greys = frames[:, -4:, -4:].reshape(len(frames), -1).astype(float).mean(axis=1)
-    return [round((grey - 10) / 5) for grey in greys]
+def space(kind: str) -> ActionSpace:
+    return ActionSpace(names=("x", "gripper"), units=("rad", "open"), kind=kind)
 
 
 def only(path: Path, mapping: Mapping = Mapping()):
@@ -112,7 +46,7 @@ def test_an_episode_of_two_views_with_actions_is_read(tmp_path):
     assert reader.info.proprioception_dims == 0
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.MP4"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.m4v", "a.mov", "a.mkv", "a.avi", "a.3gp", "a.MP4"])
 def test_every_container_is_read_in_any_order_of_stretches(tmp_path, name):
     write_clip(tmp_path / name)
     frames = only(tmp_path).views["video"].frames
@@ -187,9 +121,32 @@ def test_a_table_with_times_gives_the_nearest_row(tmp_path):
     write_clip(tmp_path / "a" / "front.mp4")
     times = [row * 0.04 + 0.011 for row in range(30)]
     write_actions(tmp_path / "a", 30, times)
-    episode = only(tmp_path)
+    write_actions(tmp_path / "a", 30, times, name="proprioception")
+    episode = only(tmp_path, Mapping(action_space=space("joint_position")))
     wanted = [min(range(30), key=lambda row: abs(times[row] - step / 10)) for step in range(12)]
     assert episode.actions[:, 0].tolist() == wanted
+    assert episode.proprioception[:, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(("rate", "harm"), [(50, "would be lost"), (5, "would count twice")])
+@pytest.mark.parametrize("kind", ["delta_joint_position", "unspecified", None])
+def test_increments_at_another_rate_than_control_steps_are_refused(tmp_path, rate, harm, kind):
+    write_clip(tmp_path / "a" / "front.mp4")
+    write_actions(tmp_path / "a", rate * 12 // 10, [row / rate for row in range(rate * 12 // 10)])
+    mapping = Mapping(action_space=space(kind) if kind else None)
+    with pytest.raises(SourceError, match=rf"{rate} rows a second, control_hz is 10: increments .*{harm}.* to {rate},"):
+        VideoFolder(tmp_path, mapping)
+    assert only(tmp_path, Mapping(actions=[])).actions is None
+
+
+def test_increments_at_about_the_rate_of_control_steps_are_read(tmp_path):
+    write_clip(tmp_path / "a" / "front.mp4", frames=24, rate=20)
+    write_actions(tmp_path / "a", 12, [row / 9.7 for row in range(12)])
+    mapping = Mapping(action_space=space("delta_joint_position"), control_hz=10)
+    assert only(tmp_path, mapping).actions[:, 0].tolist() == list(range(12))
+    write_actions(tmp_path / "a", 1, [0.0])
+    write_clip(tmp_path / "a" / "front.mp4", frames=2, rate=20)
+    assert only(tmp_path, mapping).length == 1
 
 
 @pytest.mark.parametrize(("rows", "length"), [(12, 12), (11, 11)])
@@ -340,6 +297,36 @@ def test_what_is_left_out_is_said_and_mixed_layouts_are_refused(tmp_path):
         VideoFolder(tmp_path, Mapping())
     with pytest.raises(SourceError, match="has no clips"):
         VideoFolder(tmp_path / "photos", Mapping())
+
+
+def test_files_that_nothing_reads_are_noted_and_slips_are_told(tmp_path):
+    for name in ("a", "b", "c"):
+        write_clip(tmp_path / name / "front.mp4")
+    write_actions(tmp_path / "a", 12)
+    for name in ("actions_raw.csv", "instruction.txt", "room.txt", ".DS_Store"):
+        (tmp_path / "a" / name).write_text("kitchen")
+    for name in ("Action.CSV", "actions.tsv", "proprio.parquet", "wrist.mts"):
+        (tmp_path / "b" / name).write_text("?")
+    (tmp_path / "c" / "depth").mkdir()
+    write_actions(tmp_path / "c", 12, name="action")
+    slips = [note for note in VideoFolder(tmp_path, Mapping(scene="room.txt")).notes if "not read" in note]
+    assert slips == [
+        "Action.CSV is not read, in 1 episodes, the first b: is actions.csv meant?",
+        "action.csv is not read, in 1 episodes, the first c: is actions.csv meant?",
+        "actions.tsv is not read, in 1 episodes, the first b: is actions.csv meant?",
+        "proprio.parquet is not read, in 1 episodes, the first b: is proprioception.parquet meant?",
+    ]
+    (others,) = [note for note in VideoFolder(tmp_path, Mapping(scene="room.txt")).notes if "left out" in note]
+    assert others.startswith("['actions_raw.csv', 'depth', 'wrist.mts'] in folders of episodes")
+    assert any("room.txt" in note for note in VideoFolder(tmp_path, Mapping()).notes)
+
+
+def test_notes_on_files_that_nothing_reads_are_few(tmp_path):
+    write_clip(tmp_path / "a" / "front.mp4")
+    for number in range(300):
+        (tmp_path / "a" / f"IMG_{number}.jpg").write_bytes(b"")
+        (tmp_path / "a" / f"action_{number}.csv").write_bytes(b"")
+    assert len(VideoFolder(tmp_path, Mapping()).notes) < 20
 
 
 def test_an_episode_without_actions_beside_others_is_not_labelled(tmp_path):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from core.formats.mapping import Mapping, Numbers, ViewMapping
-from core.lazy_frames import LazyFrames
+from core.lazy_frames import LazyFrames, blocks
 from core.pictures import decode_image
 from core.spaces import ActionSpace
 
@@ -44,11 +44,15 @@ def transformed(frames: np.ndarray | LazyFrames, view: ViewMapping) -> np.ndarra
         return frames
 
     def read(start: int, stop: int) -> np.ndarray:
-        turned = np.rot90(frames[start:stop], -view.rotate_deg // 90, axes=(1, 2))
-        if turned.shape[1:3] == size:
-            return np.ascontiguousarray(turned)
-        pictures = [Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX) for picture in turned]
-        return np.stack([np.asarray(picture) for picture in pictures])
+        pictures = np.empty((max(0, stop - start), *size, 3), np.uint8)
+        # A stretch of small pictures may be one of large frames, of which only a few fit in memory.
+        whole = (frame for block in blocks(frames, start, stop) for frame in block)
+        for place, frame in enumerate(whole):
+            turned = np.rot90(frame, -view.rotate_deg // 90)
+            if turned.shape[:2] != size:
+                turned = np.asarray(Image.fromarray(turned).resize(size[::-1], Image.Resampling.BOX))
+            pictures[place] = turned
+        return pictures
 
     return LazyFrames(len(frames), size, read)
 

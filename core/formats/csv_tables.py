@@ -14,6 +14,8 @@ TIME = "time_s"
 """Column of seconds since the beginning of the clip."""
 MOST_BYTES = 2**28
 MOST_ROWS = 10_000_000
+OTHER_RATE = 0.1
+"""Part by which rows may come faster or slower than control steps, for clocks that are not exact."""
 WIDER = {"float16": "float32", "uint16": "int32", "uint32": "int64"}
 
 
@@ -55,6 +57,24 @@ class Table:
     def first(self, rows: int) -> "Table":
         """The table without the rows after these."""
         return Table(self.file, {name: values[:rows] for name, values in self.columns.items()})
+
+    def require_rate(self, control_hz: float) -> None:
+        """Refuse rows that come at another rate than control steps: increments between two steps would be lost.
+
+        Raises:
+            ValueError: they do; the message names both rates.
+        """
+        times = self.numbers(TIME) if TIME in self.columns else np.zeros(1)
+        if len(times) < 2:
+            return
+        rate = (len(times) - 1) / float(times[-1] - times[0])
+        if abs(rate - control_hz) > OTHER_RATE * control_hz:
+            harm = "increments between two steps would be lost" if rate > control_hz else "increments would count twice"
+            raise ValueError(
+                f"{self.file} has {rate:.4g} rows a second, control_hz is {control_hz:g}: {harm}; set control_hz to "
+                f"{rate:.4g}, or give one row a control step with increments summed, or, if its numbers are no "
+                "increments, say so with action_space in the mapping (kind absolute_end_effector, joint_position, ...)"
+            )
 
     def at_steps(self, steps: int, control_hz: float) -> "Table":
         """One row for each control step; the last step may lack.

@@ -4,6 +4,7 @@ Beside the clips of an episode may lie actions.csv, proprioception.csv (or .parq
 a source.yaml with the keys of a mapping.
 """
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,17 @@ from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
 from core.store_layout import StoreInfo
 
-ENDINGS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".3gp")
 TABLES = (".csv", ".parquet")
+NAMES = {"actions": ".csv", "proprioception": ".csv", "instruction": ".txt"}
+"""What is read beside clips, and its usual ending."""
 ONLY_VIEW = "video"
 """Name of the view where an episode is one file."""
 SETTINGS = "source.yaml"
 MOST_TEXT_BYTES = 100_000
 MOST_NOTES = 100
+MOST_SLIPS = 10
+"""Names with a slip that are noted one by one."""
 SLACK_STEPS = 0.1
 """Part of a control step that the last one may lack: clocks of cameras are not that exact."""
 
@@ -75,7 +80,7 @@ class VideoFolder:
             SourceError: there are none, none can be read, or the mapping does not fit.
         """
         self._path = path
-        self._mapping = mapping_of(path, mapping)
+        self.mapping = mapping_of(path, mapping)
         self.notes: list[str] = []
         self._problems: list[str] = []
         self._clips = {name: clips for name, clips in _clips_of(path).items() if clips}
@@ -85,8 +90,9 @@ class VideoFolder:
                 f"{path} has no clips: put them at EPISODE/VIEW.mp4 or EPISODE.mp4 in it ({', '.join(ENDINGS)})"
             )
         self._note_what_is_left_out()
+        self._note_what_is_not_read()
         self._note_missing_tables()
-        self._control_hz = self._mapping.control_hz
+        self._control_hz = self.mapping.control_hz
         self.info = self._described()
 
     def read(self, key: str) -> Episode:
@@ -99,14 +105,14 @@ class VideoFolder:
             raise EpisodeError(self._path, key, f"there is no such episode; there are {list(self._clips)[:5]}, ...")
         with _typed(self._path / key, key):
             episode, names = self._episode(key)
-            check_fits(info_of(episode, names, self._mapping), self.info)
+            check_fits(info_of(episode, names, self.mapping), self.info)
         return episode
 
     def _described(self) -> StoreInfo:
         """What holds for all episodes, from as few of them as show every view, the actions and the state."""
         views: dict[str, tuple[int, int]] = {}
         info: StoreInfo | None = None
-        wanted = set(self._mapping.views) or {name for clips in self._clips.values() for name, _ in clips}
+        wanted = set(self.mapping.views) or {name for clips in self._clips.values() for name, _ in clips}
         for key in self.keys:
             try:
                 with _typed(self._path / key, key):
@@ -115,7 +121,7 @@ class VideoFolder:
                 self._problems.append(str(error))
                 self._note(str(error))
                 continue
-            one = info_of(episode, names, self._mapping)
+            one = info_of(episode, names, self.mapping)
             views = {**one.views, **views}
             info = info or one
             if info.action_space is None or not info.proprioception_dims:
@@ -132,7 +138,7 @@ class VideoFolder:
     def _has_more_tables(self, info: StoreInfo) -> bool:
         """Whether some episode has a table of which nothing is known yet."""
         lacking = [("actions", info.action_space is None), ("proprioception", not info.proprioception_dims)]
-        wanted = [name for name, lacks in lacking if lacks and getattr(self._mapping, name) != ()]
+        wanted = [name for name, lacks in lacking if lacks and getattr(self.mapping, name) != ()]
         return any(_tables(self._path / key, name) for key in self.keys for name in wanted)
 
     def _note_missing_tables(self) -> None:
@@ -144,12 +150,14 @@ class VideoFolder:
 
     def _episode(self, key: str) -> tuple[Episode, tuple[str, ...]]:
         """An episode, and the names of its proprioception."""
-        mapping, folder = self._mapping, self._path / key
+        mapping, folder = self.mapping, self._path / key
         views, clips = self._views(key)
         hz = self._rate(clips)
         steps = _steps(clips, hz)
         tables = {name: _table(folder, name) for name in ("actions", "proprioception")}
         aligned = {name: table.at_steps(steps, hz) for name, table in tables.items() if table is not None}
+        if (moves := tables["actions"]) is not None and _may_add_up(mapping):
+            moves.require_rate(hz)
         frames = min([steps, *(table.length for table in aligned.values())])
         if frames < steps:
             self._note(f"{key}: the last frame has no row in {' or '.join(aligned)} and is dropped")
@@ -181,7 +189,7 @@ class VideoFolder:
         there = dict(self._clips[key])
         if len(there) < len(self._clips[key]):
             raise ValueError(f"two of {[file.name for _, file in self._clips[key]]} differ only in their endings")
-        wanted = self._mapping.views or {name: ViewMapping(source=name) for name in there}
+        wanted = self.mapping.views or {name: ViewMapping(source=name) for name in there}
         views = {name: view for name, view in wanted.items() if view.source in there}
         if not views:
             raise ValueError(
@@ -218,12 +226,12 @@ class VideoFolder:
         return transformed(LazyFrames(frames, clip.size, read), view)
 
     def _scene(self, folder: Path) -> dict[str, float | int | str]:
-        if not self._mapping.scene:
+        if not self.mapping.scene:
             return {}
-        scene = _text(folder / self._mapping.scene)
+        scene = _text(folder / self.mapping.scene)
         if not scene:
             raise ValueError(
-                f"there is no {self._mapping.scene} in its folder that names the scene, as mapping.scene says"
+                f"there is no {self.mapping.scene} in its folder that names the scene, as mapping.scene says"
             )
         return {"scene": scene}
 
@@ -237,10 +245,32 @@ class VideoFolder:
         others = sorted(one.name for one in self._path.iterdir() if one.name not in known and one.name[0] != ".")
         if others:
             self._note(f"{others[:5]}{' and more' if len(others) > 5 else ''}: no clips, left out")
-        wanted = {view.source for view in self._mapping.views.values()}
+        wanted = {view.source for view in self.mapping.views.values()}
         unwanted = sorted({name for clips in self._clips.values() for name, _ in clips} - wanted) if wanted else []
         if unwanted:
             self._note(f"Views {unwanted} are not in the mapping's views and are left out.")
+
+    def _note_what_is_not_read(self) -> None:
+        """Files beside the clips whose names say nothing here: after a slip an episode would lack its actions."""
+        texts = (self.mapping.instruction or "instruction.txt", self.mapping.scene)
+        known = {Path(text).parts[0] for text in texts if text}
+        known |= {name + ending for name in ("actions", "proprioception") for ending in TABLES}
+        slips: dict[tuple[str, str], list[str]] = {}
+        others: set[str] = set()
+        for key in (key for key in self.keys if (self._path / key).is_dir()):
+            there = {one.name for one in (self._path / key).iterdir() if one.name[0] != "."}
+            for name in there - known - {clip.name for _, clip in self._clips[key]}:
+                meant = _meant(name)
+                if meant in known - there:
+                    slips.setdefault((name, meant), []).append(key)
+                else:
+                    others.add(name)
+        for (name, meant), keys in sorted(slips.items())[:MOST_SLIPS]:
+            self._note(f"{name} is not read, in {len(keys)} episodes, the first {keys[0]}: is {meant} meant?")
+        if others or len(slips) > MOST_SLIPS:
+            named = sorted(others | {name for name, _ in sorted(slips)[MOST_SLIPS:]})
+            what = f"{named[:5]}{' and more' if len(named) > 5 else ''} in folders of episodes"
+            self._note(f"{what}: neither clips nor tables nor texts that are known, left out")
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes and len(self.notes) < MOST_NOTES:
@@ -277,6 +307,19 @@ def _clips_of(path: Path) -> dict[str, list[tuple[str, Path]]]:
         if not name.isprintable():
             raise SourceError(f"the name {name!r} in {path} cannot be stored; rename it")
     return found
+
+
+def _meant(name: str) -> str:
+    """The name of a table or text that resembles this one; empty where there is none."""
+    stem, ending = Path(name.lower()).stem, Path(name.lower()).suffix
+    near = difflib.get_close_matches(stem, NAMES, n=1, cutoff=0.65)
+    return near[0] + (ending if ending in TABLES else NAMES[near[0]]) if near else ""
+
+
+def _may_add_up(mapping: Mapping) -> bool:
+    """Whether actions are increments, as far as is known: leaving a row out would change where they lead."""
+    space = mapping.action_space
+    return mapping.actions != () and (space is None or space.kind == "unspecified" or bool(space.is_increment.any()))
 
 
 def _steps(clips: dict[str, Clip], hz: float) -> int:
