@@ -5,6 +5,7 @@ parts/part-00000/     renamed to this when complete; gone when `core.store_finis
   episodes.parquet    one row an episode
   <view>.mp4, .npz    its frames one after another, and their index
   skipped.json        episodes that were left out, and why
+  notes.json          what the reader noticed in these episodes, where there is one
 """
 
 import io
