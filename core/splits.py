@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from core.config import Config
@@ -33,16 +32,35 @@ class SplitRule(Config):
     """Decides which."""
 
 
-def split_by_rule(traits: Sequence[Traits], rule: SplitRule) -> list[str]:
-    """The split of each episode: whole groups are held out, in a seeded order, until their share is reached."""
+def split_by_rule(ids: Sequence[str], traits: Sequence[Traits], rule: SplitRule) -> list[str]:
+    """The split of each episode: whole groups are held out, in a seeded order, until their share is reached.
+
+    Where not even the smallest group fits into the share, it is held out all the same, unless it is the only one. The
+    order of the episodes decides nothing.
+    """
     groups = kept_together(traits)
+    drawn = [hashlib.sha256(f"{rule.seed} {min(ids[e] for e in group)}".encode()).hexdigest() for group in groups]
     splits = ["train"] * len(traits)
     left = round(rule.held_out * len(traits))
-    for number in np.random.default_rng([rule.seed, len(groups)]).permutation(len(groups)):
-        if 0 < len(groups[number]) <= left:
-            left -= len(groups[number])
-            for episode in groups[number]:
+    if rule.held_out and len(groups) > 1:
+        left = max(left, min(len(group) for group in groups))
+    for _, group in sorted(zip(drawn, groups, strict=True)):
+        if len(group) <= left:
+            left -= len(group)
+            for episode in group:
                 splits[episode] = "held_out"
+    return splits
+
+
+def splits_of_ranges(described: Mapping[str, Any], episodes: Sequence[int]) -> list[str]:
+    """The split of each episode by its number, as LeRobot's `info.json` has it: {"train": "0:90", "test": "90:100"}."""
+    splits = ["train"] * len(episodes)
+    ranges = described.get("splits")
+    for name, stretch in ranges.items() if isinstance(ranges, dict) else ():
+        first, _, last = str(stretch).partition(":")
+        if name != "train" and first.isdecimal() and last.isdecimal():
+            for place, episode in enumerate(episodes):
+                splits[place] = "held_out" if int(first) <= episode < int(last) else splits[place]
     return splits
 
 

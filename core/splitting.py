@@ -22,8 +22,8 @@ def split_store(path: str | Path, rule: SplitRule) -> Store:
         StoreError: the store is damaged.
     """
     store = Store.open(path)
-    splits = split_by_rule(_traits(store), rule)
     ids = [record.episode_id for record in store.episodes]
+    splits = split_by_rule(ids, _traits(store), rule)
     write_json(store.path / SPLITS, manifest_of(ids, splits, rule.model_dump(mode="json")))
     return Store.open(path)
 

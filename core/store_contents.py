@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.run import fingerprint_of, fingerprint_of_file
-from core.splits import SplitError, read_manifest
+from core.splits import SplitError, read_manifest, splits_of_ranges
 from core.store_finish import HASHES, content_fingerprint
 from core.store_layout import (
     DATA,
@@ -154,6 +154,7 @@ def _episodes(path: Path, features: Mapping[str, str], pictures: frozenset[str],
             optional = [column for column in _OPTIONAL if column in there]
             columns = [*wanted, *optional]
             tables.append(pq.read_table(path / name, columns=columns, use_threads=False, partitioning=None))
+            _require_texts(tables[-1])
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, StoreError):
                 raise
@@ -170,6 +171,29 @@ def _episodes(path: Path, features: Mapping[str, str], pictures: frozenset[str],
     if missing := [name for name in numbers if table[name].null_count and not (is_ours and name.startswith("videos"))]:
         raise StoreError(f"the table of episodes of {path} lacks values of {missing}")
     return table.sort_by("episode_index") if not is_ours else table
+
+
+def _require_texts(table: pa.Table) -> None:
+    """Refuse texts that are no UTF-8, which pyarrow would hand out only to raise when they are looked at.
+
+    Raises:
+        ValueError: it names the row.
+    """
+    try:
+        table.validate(full=True)
+        return
+    except pa.ArrowInvalid as error:
+        problem = str(error)
+    for name in table.column_names:
+        for row, value in enumerate(table[name]):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                number = table["episode_index"][row]
+                raise ValueError(
+                    f"{name} of row {row}, episode {number}, is not UTF-8: {error.object[:40]!r}"
+                ) from None
+    raise ValueError(problem)
 
 
 def _present(
@@ -199,6 +223,13 @@ def file_numbers(table: pa.Table, kind: str) -> np.ndarray:
     """Number of the file that holds each episode's data of a kind."""
     chunks, files = (table[f"{kind}/{which}_index"].to_numpy() for which in ("chunk", "file"))
     return chunks * FILES_PER_CHUNK + files
+
+
+def place_of(path: Path, contents: Contents, episode: int) -> tuple[Path, int]:
+    """The data file of the episode in this row of the table, and the number of its first frame there."""
+    number = int(file_numbers(contents.table.slice(episode, 1), "data")[0])
+    first: int = contents.table["dataset_from_index"][episode].as_py()
+    return file_of(path, DATA, number), first - contents.first_rows[number]
 
 
 def _first_rows(table: pa.Table) -> dict[int, int]:
@@ -233,14 +264,7 @@ def _splits(path: Path, table: pa.Table, described: dict[str, Any], is_ours: boo
             return read_manifest(path / SPLITS, ids)
         except SplitError as error:
             raise StoreError(str(error)) from None
-    splits = ["train"] * len(ids)
-    ranges = described.get("splits")
-    for name, stretch in ranges.items() if isinstance(ranges, dict) else ():
-        first, _, last = str(stretch).partition(":")
-        if name != "train" and first.isdecimal() and last.isdecimal():
-            for place, episode in enumerate(table["episode_index"].to_pylist()):
-                splits[place] = "held_out" if int(first) <= episode < int(last) else splits[place]
-    return splits
+    return splits_of_ranges(described, table["episode_index"].to_pylist())
 
 
 def episode_ids(table: pa.Table) -> list[str]:

@@ -235,15 +235,15 @@ def traits_of(row: Mapping[str, Any]) -> Traits:
 
 
 def _write_splits(path: Path, rows: list[dict[str, Any]], rule: SplitRule | None) -> None:
-    traits = [traits_of(row) for row in rows]
+    ids, traits = [row["episode_id"] for row in rows], [traits_of(row) for row in rows]
     if rule is not None:
-        splits, facts = split_by_rule(traits, rule), rule.model_dump(mode="json")
+        splits, facts = split_by_rule(ids, traits, rule), rule.model_dump(mode="json")
     else:
         splits = [row["split"] for row in rows]
         torn = straddling(traits, splits)
         splits = ["train" if number in set(torn) else split for number, split in enumerate(splits)]
-        facts = {"as_written": True, "moved_to_train": [rows[number]["episode_id"] for number in torn]}
-    write_json(path / SPLITS, manifest_of([row["episode_id"] for row in rows], splits, facts))
+        facts = {"as_written": True, "moved_to_train": [ids[number] for number in torn]}
+    write_json(path / SPLITS, manifest_of(ids, splits, facts))
 
 
 class _Column:

@@ -102,6 +102,7 @@ def test_robomimic_is_read_row_by_row(tmp_path):
     assert (episode.control_hz, episode.instruction) == (20, "lift the cube")
     assert episode.extra == {"environment": "Lift", "source_split": "train"}
     assert "source_split" not in reader.read("lift.hdf5/data/demo_5").extra
+    assert [number for number in range(11) if reader.read(reader.keys[number]).split == "held_out"] == [1]
     assert reader.info.views == {"agentview": SIZE}
     assert reader.info.columns["rewards"] == ("float32", (1,))
     assert reader.info.proprioception_names[0] == "robot0_eef_pos_0"
@@ -129,6 +130,7 @@ def test_liberos_frames_come_before_their_action_whether_or_not_the_file_has_the
     np.testing.assert_allclose(episode.proprioception[:, :6], numbers(STEPS, 6, 3)[rows], rtol=1e-6)
     assert any("after the action" in note for note in reader.notes) == bool(shift)
     assert (episode.instruction, episode.task) == ("turn on the stove", "turn_on_the_stove")
+    assert episode.extra["scene"] == "KITCHEN_SCENE3"
 
 
 def test_libero_episodes_that_are_arranged_otherwise_than_the_first_are_refused(tmp_path):
@@ -217,6 +219,26 @@ def test_joint_angles_are_not_read_as_end_effector_motion(tmp_path):
     mapping = Mapping(control_hz=20, action_space="end_effector_delta")
     with pytest.raises(SourceError, match=r"control_mode is pd_joint_pos.*replay"):
         Hdf5(file, mapping)
+    file.with_suffix(".json").unlink()
+    with pytest.raises(SourceError, match=r"says delta_end_effector, but nothing tells the control_mode.*a\.json"):
+        Hdf5(file, mapping)
+    assert Hdf5(file, Mapping(control_hz=20)).info.action_space.kind == "unspecified"
+
+
+def test_columns_of_types_that_stores_lack_are_widened_where_their_values_fit(tmp_path):
+    values = {"half": np.float16([0.5] * STEPS), "count": np.uint16([65535] * STEPS), "large": np.uint64([7] * STEPS)}
+    file = write_robomimic(tmp_path / "a.hdf5")
+    with h5py.File(file, "a") as opened:
+        for number in range(3):
+            for name, column in values.items():
+                opened[f"data/demo_{number}/{name}"] = column
+        opened["data/demo_1/large"][3] = 2**63
+    reader = Hdf5(file, Mapping(columns=tuple(values)))
+    assert [column.dtype for column in reader.info.columns.values()] == ["float32", "int32", "int64"]
+    for name, column in reader.read(reader.keys[0]).columns.items():
+        np.testing.assert_array_equal(column, values[name])
+    with pytest.raises(EpisodeError, match="large holds 9223372036854775808, more than an int64 column can; leave it"):
+        reader.read(reader.keys[1])
 
 
 def replace(demo: h5py.Group, name: str, values: np.ndarray, **options: object) -> None:

@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from scipy.spatial.transform import Rotation
 from synthetic_episodes import INFO, SIZES, copy_of, make_episode, moving_picture, psnr_db
 
 from core.conversion import ConversionConfig, convert
@@ -149,6 +152,109 @@ def test_promises_that_a_data_set_does_not_keep_are_said(tmp_path):
 def test_held_out_ranges_of_lerobot_are_held_out(tmp_path):
     path = damaged(tmp_path, "meta/info.json", described(splits={"train": "0:1", "test": "1:2"}))
     assert [record.split for record in Store.open(path).episodes] == ["train", "held_out"]
+
+
+DATA_FILE, EPISODE_FILE = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
+
+
+def with_column(name, values):
+    """Other values in a table; of each frame or episode."""
+
+    def change(file):
+        table = pq.read_table(file, partitioning=None)
+        column = values(table) if callable(values) else values
+        others = [other for other in table.column_names if other != name]
+        pq.write_table(table.select(others).append_column(name, column), file)
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64", "float16"])
+def test_columns_of_types_that_stores_lack_are_widened(tmp_path, kind):
+    values = np.arange(12).astype(kind)
+    path = damaged(tmp_path, DATA_FILE, with_column("ticks", pa.array(values)))
+    facts = json.loads((path / "meta/info.json").read_text())
+    facts["features"]["ticks"] = {"dtype": kind, "shape": [1], "names": None}
+    (path / "meta/info.json").write_text(json.dumps(facts))
+    store = convert(ConversionConfig(source=str(path), out=tmp_path / "store", workers=1))
+    np.testing.assert_array_equal(np.concatenate([store.columns(n)["ticks"] for n in range(2)]), values)
+    if kind == "uint64":
+        with_column("ticks", pa.array(values + np.uint64(2**63)))(path / DATA_FILE)
+        with pytest.raises(EpisodeError, match=r"episode_000001: ticks holds .*, more than an int64 column can"):
+            open_source(path, Mapping()).read("episode_000001")
+        assert "ticks" not in open_source(path, Mapping(columns=("phase",))).read("episode_000001").columns
+    facts["features"]["ticks"]["dtype"] = "decimal"
+    (path / "meta/info.json").write_text(json.dumps(facts))
+    with pytest.raises(SourceError, match="ticks holds decimal, for which there is no column; leave it out"):
+        open_source(path, Mapping())
+
+
+def test_columns_of_actions_that_are_not_there_are_refused():
+    mapping = Mapping.model_validate({"actions": [{"source": "action", "columns": [1, 3]}]})
+    with pytest.raises(SourceError, match=r"action has 3 numbers a frame, the mapping wants columns \[1, 3\]"):
+        open_source(GOLDEN / "data_set", mapping)
+
+
+def not_utf8(table):
+    lists = table["tasks"].combine_chunks()
+    words = pa.array([b"push \xe9t\xe9" if n else b"reach" for n in range(len(lists.values))])
+    texts = pa.StringArray.from_buffers(len(words), *words.buffers()[1:])
+    return pa.ListArray.from_arrays(lists.offsets, texts)
+
+
+def test_an_instruction_that_is_not_utf8_is_refused_with_its_file_and_episode(tmp_path):
+    path = damaged(tmp_path, EPISODE_FILE, with_column("tasks", not_utf8))
+    complaint = rf"{EPISODE_FILE} is damaged: tasks of row 1, episode 1, is not UTF-8: b'push \\xe9t\\xe9'"
+    with pytest.raises(StoreError, match=complaint):
+        Store.open(path)
+    with pytest.raises(SourceError, match=complaint):
+        open_source(path, Mapping())
+
+
+def times(*of_episodes):
+    return with_column("timestamp", pa.array(np.concatenate(of_episodes).astype(np.float32)))
+
+
+def test_another_rate_is_refused_and_lost_time_is_noted(tmp_path):
+    lengths = [record.length for record in Store.open(GOLDEN / "data_set").episodes]
+    first, second = (np.arange(length) / 10 for length in lengths)
+    path = damaged(tmp_path, DATA_FILE, times(first * 3, second + 0.55 * (second > 0.25)))
+    reader = open_source(path, Mapping())
+    with pytest.raises(EpisodeError, match=r"000000: timestamps are 3\.33 a second, meta/info.json says fps 10"):
+        reader.read("episode_000000")
+    assert reader.notes == []
+    reader.read("episode_000001")
+    assert reader.notes == ["episode_000001: 1 time gaps, the longest of 0.65 s after frame 2"]
+
+
+def on_the_picture(extrinsics, points, size):
+    """Where a camera with a focal length of 100 pixels shows points, (row, column) from the picture's middle."""
+    seen = extrinsics @ np.append(points, np.ones((len(points), 1)), axis=1).T
+    return 100 * seen[1::-1] / seen[2] + np.array(size)[:, None] / 2
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_extrinsics_of_a_turned_picture_show_points_where_the_turned_picture_does(tmp_path, turn):
+    height, width = SIZES["front"]
+    pose = np.concatenate([Rotation.from_rotvec([0.1, -0.2, 0.3]).as_matrix(), [[0.02], [0.01], [1.0]]], axis=1)
+    points = np.array([[0.1, 0.05, 0.1], [-0.1, 0.1, 0.0], [0.0, -0.15, 0.2]])
+    frame = np.zeros((height, width, 3), np.uint8)
+    for colour, (row, column) in enumerate(on_the_picture(pose, points, (height, width)).T):
+        frame[int(row), int(column), colour] = 255
+    episode = make_episode(0)
+    frames = np.repeat(frame[None], episode.length, axis=0)
+    poses = np.repeat(pose[None], episode.length, axis=0).astype(np.float32)
+    info = replace(INFO, codec="png")
+    write_part(tmp_path, 0, [replace(episode, views={"front": View(frames=frames, extrinsics=poses)})], info=info)
+    finish_store(tmp_path, info, 1)
+    mapping = Mapping.model_validate({"views": {"front": {"source": "front", "rotate_deg": turn}}})
+    reader = open_source(tmp_path, mapping)
+    view = reader.read(reader.keys[0]).views["front"]
+    turned = view.frames[2:3][0]
+    assert view.extrinsics.dtype == np.float32
+    for colour, place in enumerate(on_the_picture(view.extrinsics[2], points, turned.shape[:2]).T):
+        lit = np.argwhere(turned[..., colour])[0] + 0.5
+        assert np.abs(place - lit).max() < 0.51
 
 
 @needs_recording

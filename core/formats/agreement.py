@@ -1,10 +1,42 @@
 """What one episode says of its source, and whether the others agree."""
 
 import numpy as np
+from jaxtyping import Float
 
 from core.episode import Episode
 from core.formats.mapping import Mapping
 from core.store_layout import ColumnInfo, StoreInfo
+
+MOST_NOTES = 100
+"""Notes on a source; more would tell nothing new."""
+LARGEST_STEP = 1.5
+"""Frames that one step of time is long at most; at more there is a gap."""
+
+
+def add_note(notes: list[str], sentence: str) -> None:
+    """Note something on a source, once, and not without end."""
+    if sentence not in notes and len(notes) < MOST_NOTES:
+        notes.append(sentence)
+
+
+def time_gaps(times_s: Float[np.ndarray, " frames"], control_hz: float) -> str:
+    """What to say of places where time was lost between two frames; empty: nowhere.
+
+    Raises:
+        ValueError: frames come at another rate, gaps aside, by half a frame over the whole episode.
+    """
+    steps = np.diff(times_s)
+    gaps = np.flatnonzero(steps * control_hz > LARGEST_STEP)
+    if len(gaps) > len(steps) / 2:  # then it is the rate
+        gaps = gaps[:0]
+    lasts = times_s[-1] - times_s[0] - (steps[gaps] - 1 / control_hz).sum()
+    if not abs(lasts - len(steps) / control_hz) <= 0.5 / control_hz:
+        rate = len(steps) / max(lasts, 1e-9)
+        raise ValueError(f"timestamps are {rate:.2f} a second, meta/info.json says fps {control_hz:g}; correct it")
+    if not len(gaps):
+        return ""
+    longest = int(gaps[steps[gaps].argmax()])
+    return f"{len(gaps)} time gaps, the longest of {steps[longest]:.2f} s after frame {longest}"
 
 
 def info_of(episode: Episode, names: tuple[str, ...], mapping: Mapping) -> StoreInfo:

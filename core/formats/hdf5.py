@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 
 from core.episode import Episode, View
-from core.formats.agreement import check_finite, check_fits, info_of
+from core.formats.agreement import add_note, check_finite, check_fits, info_of
 from core.formats.assembly import action_space_of, put_together, task_of, transformed
+from core.formats.columns import widened
 from core.formats.hdf5_file import found, pictures_at
 from core.formats.hdf5_layouts import (
     HOW_TO_GET_IMAGES,
@@ -30,6 +31,7 @@ from core.formats.hdf5_layouts import (
     facts_beside,
     layout_of,
     rows_of,
+    split_of,
     values_of,
 )
 from core.formats.interface import EpisodeError, SourceError
@@ -39,10 +41,7 @@ from core.store_layout import StoreInfo
 
 ENDINGS = (".hdf5", ".h5")
 MOST_HZ = 10_000
-MOST_NOTES = 100
-WIDER = {"float16": "float32", "uint16": "int32", "uint32": "int64"}
-"""Number types that a store has no column for, and those that hold the same values."""
-LIBERO_SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")
+LIBERO_SCENE = re.compile(r"^([A-Z_]+SCENE\d+)_")
 """What stands before the instruction in the name of a LIBERO file, as in KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
 DAMAGE = (
     OSError,
@@ -149,8 +148,7 @@ class Hdf5:
         self._note(sentence)
 
     def _note(self, sentence: str) -> None:
-        if sentence not in self.notes and len(self.notes) < MOST_NOTES:
-            self.notes.append(sentence)
+        add_note(self.notes, sentence)
 
     def _episode(self, key: str) -> tuple[Episode, tuple[str, ...]]:
         """The episode, and the names of its proprioception."""
@@ -197,8 +195,9 @@ class Hdf5:
             actions=actions,
             action_space=None if actions is None else action_space_of(mapping, names),
             proprioception=state,
-            columns={name.replace("/", "."): _column(find(name), name) for name in mapping.columns},
-            extra=extra_of(facts, mapping),
+            columns={name.replace("/", "."): widened(name, find(name)) for name in mapping.columns},
+            split=split_of(facts),
+            extra=self._scene(facts, key) | extra_of(facts, mapping),
         )
         return episode, state_names
 
@@ -224,6 +223,11 @@ class Hdf5:
         if not words:
             self._note("Episodes have no instruction; set default_instruction in the mapping.")
         return words
+
+    def _scene(self, facts: Facts, key: str) -> dict[str, float | int | str]:
+        """The scene that stands in the name of a LIBERO file."""
+        named = LIBERO_SCENE.match(self._places[key].file.stem)
+        return {"scene": named[1]} if named and facts.layout is not MANISKILL else {}
 
     def _control_hz(self, facts: Facts) -> float:
         said = facts.get("env_args/env_kwargs/control_freq", "env_kwargs/sim_config/control_freq")
@@ -310,20 +314,10 @@ def _side_by_side(
     names: list[str] = []
     for piece in pieces:
         values = find(piece.source)
-        columns = piece.columns or range(math.prod(values.shape[1:]))
+        columns = piece.taken(math.prod(values.shape[1:]))
         stem = piece.source.removeprefix("obs/").replace("/", ".")
         names += [f"{stem}_{column}" for column in columns]
         if not columns:
             raise ValueError(f"{piece.source} has no numbers: its shape is {values.shape}")
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused with its frame
         return put_together(pieces, find), tuple(names)
-
-
-def _column(values: np.ndarray, name: str) -> np.ndarray:
-    """A column of a type that stores have."""
-    if values.dtype.kind == "O":
-        return values
-    values = values.astype(WIDER.get(values.dtype.name, values.dtype.name), copy=False)
-    if values.dtype.kind not in "fib" and values.dtype != np.uint8:
-        raise ValueError(f"{name} holds {values.dtype}, for which there is no column; leave it out of columns")
-    return values

@@ -82,6 +82,8 @@ CONTROL_MODES = {
     "pd_ee_target_delta_pose": "delta_end_effector",
 }
 """Kind of action space of ManiSkill's controllers."""
+HELD_OUT = {"valid", "validation", "val", "test"}
+"""Robomimic's filter keys of episodes that are not trained on; others, such as 20_percent_valid, are of a subset."""
 
 
 def layout_of(file: h5py.File) -> tuple[Layout, list[str], list[str]]:
@@ -286,11 +288,17 @@ def check_control_mode(mapping: SourceMapping, facts: Facts) -> None:
     """Refuse a mapping that calls joint angles end-effector motion, which no later check would find.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does, or may do so because ManiSkill's file does not say what its actions are.
     """
     mode = facts.get("control_mode", "env_kwargs/control_mode")
     kind = CONTROL_MODES.get(mode) if isinstance(mode, str) else None
     claimed = mapping.action_space.kind if mapping.action_space else "unspecified"
+    if facts.layout is MANISKILL and mode is None and claimed != "unspecified":
+        name = Path(facts.file.filename).with_suffix(".json").name
+        raise ValueError(
+            f"the mapping's action_space says {claimed}, but nothing tells the control_mode that was recorded; put "
+            f"ManiSkill's {name} beside the file"
+        )
     if kind and claimed not in (kind, "unspecified"):
         raise ValueError(
             f"control_mode is {mode}, which is {kind}; the mapping's action_space says {claimed}. Change the mapping, "
@@ -317,6 +325,11 @@ def extra_of(facts: Facts, mapping: SourceMapping) -> dict[str, float | int | st
     if isinstance(success, h5py.Dataset) and success.ndim == 1:
         extra["success"] = int(numbers_at(facts.group, "success")[-1])
     return {name: value for name, value in extra.items() if isinstance(value, str | int | float)}
+
+
+def split_of(facts: Facts) -> str:
+    """The split that robomimic's filter keys give the episode."""
+    return "held_out" if HELD_OUT & set(_splits(facts)) else "train"
 
 
 def _splits(facts: Facts) -> list[str]:

@@ -8,6 +8,7 @@ Read as they are: an episode is one whose parquet file is there, whatever `info.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.episode import Episode, View
+from core.formats.agreement import add_note, time_gaps
 from core.formats.assembly import action_space_of, put_together, size_after, task_of, transformed
+from core.formats.columns import column_info, widened
 from core.formats.interface import EpisodeError, SourceError
 from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
 from core.pictures import decode_image
 from core.spaces import ActionSpace
+from core.splits import splits_of_ranges
 from core.store_layout import (
     ACTION,
     INDEX_FEATURES,
@@ -62,8 +66,10 @@ class LeRobotV2:
         self._files = {f"{int(number):06d}": file for number, file in _episode_files(path)}
         self.keys: Sequence[str] = sorted(self._files)
         self._sizes = of_source.views
+        splits = splits_of_ranges(self._described, [int(key) for key in self.keys])
+        self._splits = dict(zip(self.keys, splits, strict=True))
         self._tasks, notes = _tasks(path)
-        self.notes = (*self._broken_promises(), *notes)
+        self.notes = self._broken_promises() + notes
         self.views = mapping.views or {name: ViewMapping(source=name) for name in self._cameras}
         self._videos = VideoReader()
         self.info = self._info(of_source)
@@ -92,14 +98,18 @@ class LeRobotV2:
             control_hz=hz,
             views={name: size_after(view, of_source.views[view.source]) for name, view in self.views.items()},
             action_space=self._space(of_source.action_space),
-            proprioception_dims=sum(self._width(piece) for piece in state),
+            proprioception_dims=sum(len(self._taken(piece)) for piece in state),
             proprioception_names=of_source.proprioception_names if is_plain else (),
             robot_type=self.mapping.robot_type or of_source.robot_type,
             columns=self._columns(of_source),
         )
 
     def _columns(self, of_source: StoreInfo) -> dict[str, ColumnInfo]:
-        return {name: of_source.columns[name] for name in self.mapping.columns or of_source.columns}
+        names = self.mapping.columns or of_source.columns
+        try:
+            return {name: column_info(name, *of_source.columns[name]) for name in names}
+        except ValueError as error:
+            raise SourceError(f"{self.path}: {error}") from None
 
     def _pieces(self, kind: str) -> tuple[Numbers, ...]:
         pieces = self.mapping.actions if kind == ACTION else self.mapping.proprioception
@@ -107,10 +117,13 @@ class LeRobotV2:
             return pieces
         return (Numbers(source=kind),) if kind in self._features else ()
 
-    def _width(self, piece: Numbers) -> int:
+    def _taken(self, piece: Numbers) -> Sequence[int]:
         if piece.source not in self._features:
             raise SourceError(f"{self.path} has no feature {piece.source}; it has {list(self._features)}")
-        return len(piece.columns) or int(np.prod(self._features[piece.source]["shape"]))
+        try:
+            return piece.taken(math.prod(int(size) for size in self._features[piece.source]["shape"]))
+        except (ValueError, TypeError) as error:
+            raise SourceError(f"{self.path}: {error}") from None
 
     def _space(self, of_source: ActionSpace | None) -> ActionSpace | None:
         pieces = self._pieces(ACTION)
@@ -125,9 +138,9 @@ class LeRobotV2:
             raise SourceError(f"{self.path}: {error}") from None
 
     def _names(self, piece: Numbers) -> list[str]:
-        width = int(np.prod(self._features[piece.source]["shape"])) if self._width(piece) else 0
-        names = names_of(self._features[piece.source]) or [f"{piece.source}_{number}" for number in range(width)]
-        return [names[column] for column in piece.columns] if piece.columns else names
+        taken = self._taken(piece)
+        names = dict(enumerate(names_of(self._features[piece.source])))
+        return [names.get(column, f"{piece.source}_{column}") for column in taken]
 
     def read(self, key: str) -> Episode:
         """One episode; frames are decoded when they are looked at.
@@ -138,6 +151,7 @@ class LeRobotV2:
         file = self._files[key]
         try:
             table = self._table(file)
+            self._look_at_times(key, table)
             instruction = self._instruction(table)
             actions, state = (self._numbers(table, kind) for kind in (ACTION, STATE))
             episode = Episode(
@@ -149,7 +163,8 @@ class LeRobotV2:
                 actions=actions,
                 action_space=None if actions is None else self.info.action_space,
                 proprioception=state,
-                columns={name: self._values(table, name) for name in self.info.columns},
+                columns={name: widened(name, self._values(table, name)) for name in self.info.columns},
+                split=self._splits[key],
             )
             episode.validate()
         except (ValueError, OSError) as error:
@@ -172,16 +187,13 @@ class LeRobotV2:
             raise ValueError(f"the table has {len(read)} of {rows} frames")
         if "frame_index" in names and not np.array_equal(read["frame_index"].to_numpy(), np.arange(len(read))):
             raise ValueError("frame_index does not count the frames from 0 on")
-        if "timestamp" in names:
-            self._require_rate(read["timestamp"].to_numpy().astype(np.float64))
         return read
 
-    def _require_rate(self, times_s: np.ndarray) -> None:
-        """Frames are as far apart as meta/info.json says, to half a frame over the whole episode."""
-        expected = (len(times_s) - 1) / self.info.control_hz
-        if abs(times_s[-1] - times_s[0] - expected) > 0.5 / self.info.control_hz:
-            rate = (len(times_s) - 1) / max(times_s[-1] - times_s[0], 1e-9)
-            raise ValueError(f"timestamps are {rate:.2f} a second, meta/info.json says fps {self.info.control_hz:g}")
+    def _look_at_times(self, key: str, table: pa.Table) -> None:
+        if "timestamp" in table.column_names:
+            times_s = table["timestamp"].to_numpy().astype(np.float64)
+            if gaps := time_gaps(times_s, self.info.control_hz):
+                add_note(self.notes, f"{key}: {gaps}")
 
     def _values(self, table: pa.Table, name: str) -> np.ndarray:
         values = flat_values(table[name], len(table))
@@ -215,9 +227,14 @@ class LeRobotV2:
         return transformed(frames, view)
 
     def _pictures(self, key: str, name: str, table: pa.Table) -> LazyFrames:
-        encoded = [row and row.get("bytes") for row in table[name].to_pylist()]
-        if not all(encoded):
-            raise ValueError(f"frame {encoded.index(None)} of {name} has no picture")
+        if not pa.types.is_struct(table[name].type):
+            raise ValueError(f"{name} holds {table[name].type}, not pictures as LeRobot keeps them: bytes and a path")
+        encoded: list[bytes] = []
+        for number, row in enumerate(table[name].to_pylist()):
+            picture = row.get("bytes") if row else None
+            if not isinstance(picture, bytes) or not picture:
+                raise ValueError(f"frame {number} of {name} has no picture")
+            encoded.append(picture)
 
         def read(start: int, stop: int) -> np.ndarray:
             try:
@@ -231,17 +248,28 @@ class LeRobotV2:
         file = self.path / "videos" / self._files[key].parent.name / name / f"episode_{key}.mp4"
         if not file.is_file():
             raise ValueError(f"{file} is missing")
-        times, size = self._videos.times_and_size(file)
-        if len(times) != length:
-            raise ValueError(f"{file} holds {len(times)} frames, the table {length}")
+        shown_s, size = self._videos.times_and_size(file)
+        times_s = shown_s
+        if len(shown_s) != length:  # a camera with a rate of its own
+            times_s = np.arange(length) / self.info.control_hz
+            _require_as_long(file, shown_s, times_s)
 
         def read(start: int, stop: int) -> np.ndarray:
             try:
-                return self._videos.read(file, times[start:stop])
+                return self._videos.read(file, times_s[start:stop])
             except VideoError as error:
                 raise EpisodeError(file, key, str(error)) from None
 
         return LazyFrames(length, size, read)
+
+
+def _require_as_long(file: Path, shown_s: np.ndarray, times_s: np.ndarray) -> None:
+    """The video lasts as long as the table, to less than a frame of the slower of the two."""
+    steps_s = [float(np.median(np.diff(times))) if len(times) > 1 else 0.0 for times in (shown_s, times_s)]
+    video_s, table_s = shown_s[-1] + steps_s[0], times_s[-1] + steps_s[1]
+    if abs(video_s - table_s) > 0.75 * max(steps_s):
+        frames = f"{len(shown_s)} frames and lasts {video_s:.3f} s"
+        raise ValueError(f"{file} holds {frames}, the table {len(times_s)} and lasts {table_s:.3f} s; one was cut off")
 
 
 def _described(path: Path) -> dict[str, Any]:

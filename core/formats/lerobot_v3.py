@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from core.episode import Episode, View
+from core.formats.agreement import add_note, time_gaps
 from core.formats.assembly import action_space_of, put_together, size_after, task_of, transformed
+from core.formats.columns import column_info, widened
 from core.formats.interface import EpisodeError, SourceError
 from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
 from core.spaces import ActionSpace
 from core.store import Store
+from core.store_contents import place_of, read_contents
 from core.store_layout import ACTION, STATE, ColumnInfo, StoreError, StoreInfo
+from core.table_reader import TableReader
 
 
 def recognises(path: Path) -> bool:
@@ -27,10 +33,11 @@ class LeRobotV3:
     def __init__(self, path: Path, mapping: Mapping) -> None:
         self.path, self.mapping = path, mapping
         try:
-            self.store = Store.open(path)
+            self._contents = read_contents(path)
+            self.store, self._tables = Store(path, self._contents), TableReader()
         except StoreError as error:
             raise SourceError(str(error)) from None
-        self.notes = tuple(self.store.notes)
+        self.notes = list(self.store.notes)
         self.keys: Sequence[str] = [record.episode_id for record in self.store.episodes]
         self._index = {key: number for number, key in enumerate(self.keys)}
         self.views = mapping.views or {name: ViewMapping(source=name) for name in self.store.info.views}
@@ -60,7 +67,10 @@ class LeRobotV3:
         there = self.store.info.columns
         if unknown := set(self.mapping.columns) - set(there):
             raise SourceError(f"{self.path} has the columns {list(there)}, the mapping wants {sorted(unknown)}")
-        return {name: there[name] for name in self.mapping.columns or there}
+        try:
+            return {name: column_info(name, *there[name]) for name in self.mapping.columns or there}
+        except ValueError as error:
+            raise SourceError(f"{self.path}: {error}") from None
 
     def _space(self, dims: int) -> ActionSpace | None:
         of_source = self.store.info.action_space
@@ -81,13 +91,10 @@ class LeRobotV3:
         there |= {name: math.prod(column.shape) for name, column in columns.items()}
         if unknown := [piece.source for piece in pieces if not there.get(piece.source)]:
             raise SourceError(f"{self.path} has no {unknown} that the mapping wants; it has {list(there)}")
-        for piece in pieces:
-            if max(piece.columns, default=0) >= there[piece.source]:
-                raise SourceError(
-                    f"{piece.source} of {self.path} has {there[piece.source]} numbers, the mapping wants columns "
-                    f"{list(piece.columns)}"
-                )
-        return sum(len(piece.columns) or there[piece.source] for piece in pieces)
+        try:
+            return sum(len(piece.taken(there[piece.source])) for piece in pieces)
+        except ValueError as error:
+            raise SourceError(f"{self.path}: {error}") from None
 
     def _pieces(self, kind: str) -> tuple[Numbers, ...] | None:
         return self.mapping.actions if kind == ACTION else self.mapping.proprioception
@@ -119,6 +126,7 @@ class LeRobotV3:
         number = self._index[key]
         record = self.store.episodes[number]
         try:
+            self._look_at_times(number)
             columns = self.store.columns(number)
             instruction = record.instruction or self.mapping.default_instruction
             actions = self._numbers(number, ACTION)
@@ -131,7 +139,7 @@ class LeRobotV3:
                 actions=actions,
                 action_space=None if actions is None else self.info.action_space,
                 proprioception=self._numbers(number, STATE),
-                columns={name: columns[name] for name in self.info.columns if name in columns},
+                columns={name: widened(name, columns[name]) for name in self.info.columns if name in columns},
                 is_labelled=record.is_labelled,
                 split=record.split,
                 extra=record.extra,
@@ -140,6 +148,15 @@ class LeRobotV3:
         except ValueError as error:
             raise EpisodeError(self.path, key, str(error)) from None
         return episode
+
+    def _look_at_times(self, episode: int) -> None:
+        """A store states times by its rate: what those of the source tell beyond that is noted, or refused, here."""
+        file, first = place_of(self.path, self._contents, episode)
+        if "timestamp" not in self._tables.columns(file):
+            return
+        rows = self._tables.rows(file, first, first + self.store.episodes[episode].length, ["timestamp"])
+        if gaps := time_gaps(rows["timestamp"].to_numpy().astype(np.float64), self.info.control_hz):
+            add_note(self.notes, f"{self.keys[episode]}: {gaps}")
 
     def _view(self, key: str, view: ViewMapping) -> View:
         number = self._index[key]
@@ -151,4 +168,14 @@ class LeRobotV3:
                 raise EpisodeError(self.path, key, str(error)) from None
 
         frames = LazyFrames(self.store.episodes[number].length, self.store.info.views[view.source], read)
-        return View(frames=transformed(frames, view), extrinsics=self.store.extrinsics(number, view.source))
+        extrinsics = self.store.extrinsics(number, view.source)
+        return View(
+            frames=transformed(frames, view),
+            extrinsics=None if extrinsics is None else _turned(extrinsics, view.rotate_deg),
+        )
+
+
+def _turned(extrinsics: Float[np.ndarray, "frames 3 4"], clockwise_deg: int) -> Float[np.ndarray, "frames 3 4"]:
+    """Of the camera whose picture is the turned one: itself turned about the axis that it looks along."""
+    turn = Rotation.from_euler("z", clockwise_deg, degrees=True).as_matrix()
+    return (turn @ extrinsics).astype(np.float32)

@@ -1,6 +1,7 @@
 """Mappings: what a source calls things, as data. One YAML file a source, in configs/data/."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,12 +28,24 @@ class Numbers(Config):
 
     source: str
     """The source's name of them."""
-    columns: tuple[int, ...] = ()
-    """Which of them; empty: all."""
+    columns: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Which of them, counted from 0; empty: all."""
     scale: float = 1.0
     """Factor: -1 where the source's sign is the other one."""
     offset: float = 0.0
     """Added after the factor."""
+
+    def taken(self, there: int) -> Sequence[int]:
+        """The columns that are taken where the source has `there` numbers a frame.
+
+        Raises:
+            ValueError: one of them is not among these.
+        """
+        if max(self.columns, default=-1) >= there:
+            raise ValueError(
+                f"{self.source} has {there} numbers a frame, the mapping wants columns {list(self.columns)}"
+            )
+        return self.columns or range(there)
 
 
 class Mapping(Config):

@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from core.episode import Episode, View
 from core.formats.assembly import action_space_of, decoded, put_together, size_after, task_of, transformed
+from core.formats.columns import column_info, widened
 from core.formats.interface import EpisodeError, SourceError
 from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.formats.rlds_plan import names_of, plan
@@ -31,8 +32,8 @@ UNTRUE = "has_image_"
 """Metadata of BridgeData that contradict its pictures, and are not kept for that."""
 MOST_TRIED = 20
 """Damaged records after which the search for a picture ends."""
-COLUMN_TYPES = {"float16": "float32", "uint16": "int32", "uint32": "int64"}
-"""What a store holds instead of types that it lacks."""
+TRAIN = "train"
+"""Beginning of the names of splits to train on (train, train_small); all others are held out."""
 
 
 def recognises(path: Path) -> bool:
@@ -96,7 +97,7 @@ class Rlds:
         mapping, steps = self._mapping, self._features.steps
         actions = [name for piece in self._plan.actions for name in names_of(piece, self._features)]
         state = [name for piece in self._plan.proprioception for name in names_of(piece, self._features)]
-        columns = {source.replace("/", "."): _column(steps[source]) for source in mapping.columns}
+        columns = {source.replace("/", "."): _column(source, steps[source]) for source in mapping.columns}
         if len(columns) != len(mapping.columns):
             raise ValueError(f"the mapping's columns {list(mapping.columns)} do not have different names")
         return StoreInfo(
@@ -146,6 +147,7 @@ class Rlds:
             action_space=self.info.action_space,
             proprioception=self._numbers("proprioception", self._plan.proprioception, example, steps),
             columns={name.replace("/", "."): self._rows(example, name, steps) for name in self._mapping.columns},
+            split="train" if key.startswith(TRAIN) else "held_out",
             extra=self._metadata(example)
             | others
             | {"source_split": key.split("/")[0]}
@@ -179,7 +181,7 @@ class Rlds:
         if leaf.kind == "text":
             flat = [_text(text, source) for text in rows.reshape(-1)]
             return np.array(flat, object).reshape(rows.shape)
-        return rows.astype(COLUMN_TYPES.get(leaf.dtype, leaf.dtype))
+        return widened(source, rows)
 
     def _told(self, example: dict[str, Feature], steps: int) -> tuple[str, dict[str, float | int | str]]:
         """The instruction, and other facts that the mapping asks for."""
@@ -219,8 +221,9 @@ def _records(shard: Shard) -> range:
     return range(len(shard.offsets) + bool(shard.problem))
 
 
-def _column(leaf: Leaf) -> ColumnInfo:
-    return ColumnInfo(COLUMN_TYPES.get(leaf.dtype, leaf.dtype), tuple(size or 0 for size in leaf.shape) or (1,))
+def _column(source: str, leaf: Leaf) -> ColumnInfo:
+    dtype = "string" if leaf.kind == "text" else leaf.dtype
+    return column_info(source, dtype, tuple(size or 0 for size in leaf.shape) or (1,))
 
 
 def _stored(example: dict[str, Feature], path: str, leaf: Leaf, steps: int) -> np.ndarray:

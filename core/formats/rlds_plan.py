@@ -43,14 +43,14 @@ def plan(mapping: Mapping, features: Features) -> Plan:
             _check_told(key, source, features)
     for source in mapping.columns:
         leaf = _leaf("columns", source, features)
-        if leaf.kind not in ("text", "number") or not leaf.size or leaf.dtype == "uint64":
+        if leaf.kind not in ("text", "number") or not leaf.size:
             raise SourceError(f"columns: {source} holds {leaf.described()}, which a store cannot hold")
     return Plan(views, actions, proprioception, instruction, notes)
 
 
 def names_of(piece: Numbers, features: Features) -> list[str]:
     """One name for each number of a piece: observation.state_0, ..."""
-    numbers = piece.columns or range(features.steps[piece.source].size)
+    numbers = piece.taken(features.steps[piece.source].size)
     return [f"{piece.source.replace('/', '.')}_{number}" for number in numbers]
 
 
@@ -95,10 +95,10 @@ def _pieces(
             raise SourceError(
                 f"the mapping's {key} names {piece.source}, which holds {leaf.described()}, not numbers of a known size"
             )
-        if not all(0 <= column < leaf.size for column in piece.columns):
-            raise SourceError(
-                f"the mapping's {key} wants columns {list(piece.columns)} of {piece.source}, which has {leaf.size}"
-            )
+        try:
+            piece.taken(leaf.size)
+        except ValueError as error:
+            raise SourceError(f"the mapping's {key}: {error}") from None
     return pieces
 
 
