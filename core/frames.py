@@ -1,4 +1,4 @@
-"""Features of every frame, computed once and read through a memory map.
+"""Features of every frame, computed once and read at random.
 
 features/
   <view>.npy   float16 (rows, patches, dim): the frames of the view's episodes, one after another
@@ -9,6 +9,7 @@ features/
 
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -74,7 +75,7 @@ class FeatureCache:
         self.num_patches = self.grid.rows * self.grid.cols
         self.dim: int = summary["dim"]
         self._rows = Rows.load(directory, self.views)
-        self._features = {view: _mapped(directory / f"{view}.npy") for view in self.views}
+        self._features = {view: _File(directory / f"{view}.npy") for view in self.views}
 
     @classmethod
     def build(
@@ -133,18 +134,46 @@ class FeatureCache:
         """Features, float16, of the frames `(episodes[i], frames[i])`.
 
         Raises:
+            FeaturesError: there are no features of the view.
             RowsError: an episode lacks the view or the frame.
         """
-        return self._features[view][self._rows.numbers(view, episodes, frames)]
+        self.require_view(view)
+        return self._features[view].rows(self._rows.numbers(view, episodes, frames))
+
+    def require_view(self, view: str) -> None:
+        """Check that there are features of a camera.
+
+        Raises:
+            FeaturesError: there are none.
+        """
+        if view not in self.views:
+            raise FeaturesError(
+                f"{self.directory} holds features of the views {list(self.views)}, not of {view!r}; choose one of "
+                "them, or run scripts/cache_features.py with that view and another --out"
+            )
 
 
-def _mapped(file: Path) -> np.ndarray:
-    try:
-        return np.load(file, mmap_mode="r")
-    except (ValueError, EOFError, FileNotFoundError) as error:
-        raise FeaturesError(
-            f"{file} is missing or cut off ({error}); move its directory away and run scripts/cache_features.py again"
-        ) from None
+class _File:
+    """A file of features: read, not mapped, so that no page of it counts as this process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            mapped = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError, FileNotFoundError) as error:
+            raise FeaturesError(
+                f"{path} is missing or cut off ({error}); move its directory away and run scripts/cache_features.py "
+                "again"
+            ) from None
+        self._path, self._shape, self._dtype, self._start = path, mapped.shape[1:], mapped.dtype, mapped.offset
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        taken = np.empty((len(numbers), *self._shape), self._dtype)
+        for number, row in zip(numbers.tolist(), taken, strict=True):
+            if os.preadv(self._file, [row], self._start + number * row.nbytes) != row.nbytes:
+                raise FeaturesError(f"{self._path} was cut off while it was read; move its directory away")
+        return taken
 
 
 def _encode_store(

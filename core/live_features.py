@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional
 from core.config import Config
 from core.frame_cache import FramesConfig, open_frames
 from core.frames import BATCH
+from core.read_ahead import frames_by, is_only_reading
 from core.run import fingerprint_of
 from core.store import Store
 from core.vision import EncoderConfig, load_encoder
@@ -56,7 +57,7 @@ class LiveFeatures:
         self, view: str, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n patches dim"]:
         """Features, float16, of the frames `(episodes[i], frames[i])` as they were recorded."""
-        return self._encoded(self.source.gather(view, episodes, frames))
+        return self._encoded(frames_by(lambda: self.source.gather(view, episodes, frames)))
 
     def augmented(
         self,
@@ -66,11 +67,17 @@ class LiveFeatures:
         seeds: Int[np.ndarray, " n"],
     ) -> Float[np.ndarray, "n patches dim"]:
         """Features after the augmentation that each frame's seed decides: equal seeds, equal augmentation."""
-        images = self.source.gather(view, episodes, frames)
-        changed = [augment(image, self.augmentation, int(seed)) for image, seed in zip(images, seeds, strict=True)]
-        return self._encoded(np.stack(changed))
+
+        def changed() -> UInt8[np.ndarray, "n h w 3"]:
+            images = self.source.gather(view, episodes, frames)
+            pairs = zip(images, seeds, strict=True)
+            return np.stack([augment(image, self.augmentation, int(seed)) for image, seed in pairs])
+
+        return self._encoded(frames_by(changed))
 
     def _encoded(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n patches dim"]:
+        if is_only_reading():
+            return np.zeros((len(images), self.encoder.num_patches, self.dim), np.float16)
         device = self.encoder.device
         parts = [
             self.encoder(part.to(device)).half().cpu() for part in torch.from_numpy(images).split(BATCH[device.type])

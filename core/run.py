@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,21 @@ def _claim(path: Path) -> Any:
         raise StageBusyError(
             f"another process is working in {path}; wait for it, or choose another directory"
         ) from None
+    _locks.add(lock)
     return lock
+
+
+_locks: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Those that this process holds."""
+
+
+def _drop_locks() -> None:
+    """A lock lasts until all that have it are gone: a forked loader worker would hold it longer than its trainer."""
+    for lock in list(_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_drop_locks)
 
 
 def _leftovers(path: Path) -> list[Path]:

@@ -77,6 +77,21 @@ def test_a_view_that_was_not_recorded_takes_no_rows_and_cannot_be_read(cache):
         cache.features("side", np.array([0, 1]), np.array([0, 0]))
 
 
+def test_a_view_that_there_are_no_features_of_is_named(cache):
+    with pytest.raises(FeaturesError, match=r"features of the views \['front', 'side'\], not of 'top'"):
+        cache.features("top", np.array([0]), np.array([0]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at memory as Linux shows it")
+def test_no_part_of_the_features_stays_in_memory(cache):
+    again = FeatureCache.open(cache.directory)
+    assert len(again.features("front", *all_frames("front"))) == sum(LENGTHS)
+    assert str(cache.directory) not in Path("/proc/self/maps").read_text()
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    del again
+    assert len(list(Path("/proc/self/fd").iterdir())) < descriptors
+
+
 @pytest.mark.parametrize("frame", [-1, 5])
 def test_a_frame_outside_its_episode_is_refused_rather_than_taken_from_the_next(cache, frame):
     with pytest.raises(RowsError, match="episode 0 has 5 frames"):

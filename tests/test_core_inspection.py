@@ -146,6 +146,14 @@ def jump(values):
     return np.where(np.arange(len(values))[:, None] == 5, 0.09, 0.01 * values)
 
 
+def jitter(values):
+    return 1e-9 * np.sign(values)
+
+
+def once(values):
+    return np.where(np.arange(len(values))[:, None] == 9, -1, 1)
+
+
 STORES = {
     "odd episodes": (
         {
@@ -221,6 +229,10 @@ STORES = {
         {n: changed(n, x=jump if n == 3 else (lambda a: 0.01 * a), gripper=lambda a: 50 * (a + 1)) for n in ALL},
         {"gripper_range": ("fatal", ALL), "outliers": ("warning", [3])},
     ),
+    "a gripper that is all but still, and rounding": (
+        {n: changed(n, z=jitter, gripper=(lambda a: once(a)) if n == 3 else (lambda a: 0 * a + 1)) for n in ALL},
+        {"near_constant_action": ("warning", [3])},
+    ),
     "one that starts late, one that does nothing": (
         {0: changed(0, motion=lambda a: 0 * a), 5: changed(5, motion=without_start)},
         {"zero_actions": ("warning", [0]), "idle_start": ("note", [5])},
@@ -238,6 +250,14 @@ def test_each_problem_is_found_with_its_episodes_and_nothing_else(tmp_path, name
 def test_a_gripper_that_stays_open_is_constant_and_nothing_worse(tmp_path):
     path = write_changed(tmp_path / "store", lambda n: changed(n, gripper=lambda a: 0 * a + 1))
     assert list(problems_of(path)) == ["constant_action"]
+
+
+def test_what_is_all_but_constant_is_told_of_one_short_episode_and_not_when_it_moves_in_a_few_frames(tmp_path):
+    short = [episode(0, **changed(0, z=jitter, gripper=once))]
+    found = problems_of(write_store(tmp_path / "short", short, rule=None))["near_constant_action"]
+    assert "Of 7 action dimensions, 1 hardly ever change: z is" in found.what
+    path = write_changed(tmp_path / "store", lambda n: changed(n, gripper=once))
+    assert "near_constant_action" not in problems_of(path)
 
 
 def test_a_still_camera_is_fine_where_nothing_happens(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -7,7 +8,10 @@ import pytest
 from test_core_inspection import COUNT, episode, length_of, problems_of, write_store
 
 import core.inspection.records
+from core.inspection.inspection import inspect_store, to_json
+from core.inspection.page import write_page
 from core.inspection.records import clocks_of_store
+from core.inspection.values import sense_values
 from core.run import write_json
 from core.store import Store
 from core.store_layout import OURS
@@ -49,6 +53,14 @@ def later_from_frame_ten(values, table):
     return values + 0.7 * late
 
 
+def faster(values, table):
+    return np.where(np.isin(table["episode_index"].to_numpy(), (1, 4)), values / 2, values)
+
+
+def slower_and_with_a_gap(values, table):
+    return later_from_frame_ten(np.where(table["episode_index"].to_numpy() == 5, values * 2, values), table)
+
+
 def with_nan(table):
     actions = np.stack(table["action"].to_numpy())
     actions[5, 2] = np.nan
@@ -71,6 +83,20 @@ def test_a_data_set_of_another_program_is_judged_by_its_frames_and_times(tmp_pat
     assert (found["unreadable_actions"].level, found["unreadable_actions"].episodes) == ("fatal", (0,))
 
 
+def test_episodes_at_another_rate_are_told_apart_from_those_with_gaps(tmp_path):
+    for name in ("fast", "slow"):
+        write_store(tmp_path / name, [episode(n) for n in range(COUNT)])
+    found = problems_of(foreign(tmp_path / "fast", times(faster)))
+    assert {name: one.episodes for name, one in found.items() if one.level != "note"} == {
+        "unspecified_action_space": (),
+        "mixed_rates": (1, 4),
+    }
+    assert "The times of 2 of 6 episodes are not those of 10 frames a second" in found["mixed_rates"].what
+    assert "but of 20 " in found["mixed_rates"].what
+    found = problems_of(foreign(tmp_path / "slow", times(slower_and_with_a_gap)))
+    assert (found["mixed_rates"].episodes, found["time_gaps"].episodes) == ((5,), (3,))
+
+
 def test_times_are_read_a_few_at_a_time_and_may_start_anywhere(tmp_path, monkeypatch):
     path = foreign(
         write_store(tmp_path / "store", [episode(n) for n in range(COUNT)]),
@@ -91,3 +117,27 @@ def test_copies_in_a_data_set_of_another_program_are_found_by_their_frames_alone
     found = problems_of(path)
     assert set(found) == {"duplicates", "held_out_is_trained_on", "no_actions"}
     assert found["duplicates"].episodes == (1, COUNT)
+    facts = to_json(inspect_store(path, most_episodes=3))
+    assert facts["copies_sought_in"] == {"by_frames": 3, "by_actions": 0}
+    write_page(inspect_store(path, most_episodes=3), tmp_path / "page.html")
+    sentence = "Copies of one recording were sought by the frames of 3 and by the actions of 0 of 7 episodes"
+    assert sentence in (tmp_path / "page.html").read_text()
+
+
+class Watched(Store):
+    """Remembers how much of the proprioception was in use at once."""
+
+    found, most = (), 0
+
+    def proprioception(self, episode):
+        # An array of its own, so that what is kept of it keeps all of it.
+        values = np.array(super().proprioception(episode))
+        self.found = (*self.found, weakref.ref(values))
+        self.most = max(self.most, sum(one() is not None for one in self.found))
+        return values
+
+
+def test_of_each_episode_only_a_few_numbers_are_kept(tmp_path):
+    watched = Watched.open(write_store(tmp_path / "store", [episode(n) for n in range(COUNT)]))
+    assert len(sense_values(watched).first) == COUNT
+    assert watched.most <= 2

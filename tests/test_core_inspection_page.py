@@ -86,6 +86,17 @@ def test_the_json_holds_problems_and_numbers(tmp_path):
     assert found["actions"]["max"][-1] == 1
 
 
+def test_the_json_names_every_episode_of_a_problem_and_the_page_the_first(tmp_path):
+    count = 24
+    path = write_store(tmp_path / "store", [episode(n, instruction="") for n in range(count)])
+    found = inspect_store(path, most_episodes=2)
+    (one,) = (one for one in to_json(found)["problems"] if one["name"] == "no_instruction")
+    assert one["episodes"] == [f"lift/seed={n}" for n in range(count)]
+    assert to_json(found)["copies_sought_in"] == {"by_frames": count, "by_actions": count}
+    write_page(found, tmp_path / "page.html")
+    assert "lift/seed=19 and 4 more" in (tmp_path / "page.html").read_text()
+
+
 SCRIPT = ROOT / "scripts/inspect_episodes.py"
 
 

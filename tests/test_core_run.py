@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -137,6 +138,27 @@ def test_two_processes_cannot_work_in_one_directory(tmp_path):
         other.kill()
         other.wait()
     assert not Stage.open(tmp_path / "run", "try", Config()).is_done, "a killed process must not keep the lock"
+
+
+def test_a_forked_child_that_is_left_behind_does_not_keep_the_stage(tmp_path):
+    program = (
+        "import os, sys, time; from core.run import Stage; from core.config import Config\n"
+        "stage = Stage.open(sys.argv[1], 'try', Config()); child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "time.sleep(60)"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(StageError, match="another process is working in"):
+                Stage.open(tmp_path / "run", "try", Config())
+            process.kill()
+            process.wait()
+            assert not Stage.open(tmp_path / "run", "try", Config()).is_done
+            os.kill(child, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_stage_can_be_opened_again_by_the_process_that_finished_it(tmp_path):

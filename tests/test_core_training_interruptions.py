@@ -35,8 +35,10 @@ class Model(nn.Module):
         return {"loss": (self.net(batch["x"]) - 3 * batch["x"] - batch["noise"]).square().mean()}
 
 
-def train(out: Path, steps: int = 30, checkpoint_every: int = 1) -> None:
-    settings = config(steps=steps, checkpoint_every=checkpoint_every, log_every=1, average_decay=0.9)
+def train(out: Path, steps: int = 30, checkpoint_every: int = 1, loader_workers: int = 0) -> None:
+    # With workers a step takes more batches than they make ahead: it ends only if they go on.
+    loading = {"loader_workers": loader_workers, "gradient_accumulation": 40 if loader_workers else 1}
+    settings = config(steps=steps, checkpoint_every=checkpoint_every, log_every=1, average_decay=0.9, **loading)
     accelerator = make_accelerator(settings, out)
     stage = Stage.open(out, "line", settings)
     model = Model()
@@ -90,15 +92,17 @@ def test_a_run_killed_again_and_again_also_while_saving_ends_bit_identical_to_an
     )
 
 
+@pytest.mark.parametrize("loader_workers", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_the_state_and_exit_with_a_sentence(tmp_path, number):
+def test_ctrl_c_and_sigterm_save_the_state_and_exit_with_a_sentence(tmp_path, number, loader_workers):
+    """To the whole group of processes, as a terminal and a scheduler send them."""
     out = tmp_path / "run"
-    command = [sys.executable, __file__, out, "100000", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, out, "100000", "100000", str(loader_workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and not (out.exists() and (out / "metrics.jsonl").exists()):
         time.sleep(0.1)
     time.sleep(0.5)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said[-2000:]
     assert said.splitlines()[-1] == "interrupted; the same command goes on where it stopped"

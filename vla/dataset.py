@@ -1,6 +1,7 @@
 """Samples for pretraining (image, instruction, latent codes) and for fine-tuning (image, instruction, action chunk)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
 from vla.prompt import prompt
 from vla.tokens import LatentTokenizer
+
+KEPT_FRAMES = 2**20
+"""Frames whose actions and proprioception are kept in memory once they are read."""
 
 
 class InstructionTable:
@@ -77,46 +81,54 @@ class DemonstrationDataset:
         actions: Statistics,
         proprioception: Statistics | None,
     ) -> None:
-        self.cache, self.view, self.horizon = cache, view, horizon
-        self.actions = {r.index: actions.normalise(store.actions(r.index)) for r in records}
-        self.senses = {r.index: _senses(store, r, proprioception) for r in records}
-        starts = [(r.index, frame) for r in records for frame in range(r.length)]
-        self.episodes, self.frames = (np.array(column) for column in zip(*starts, strict=True))
+        self.store, self.cache, self.view, self.horizon = store, cache, view, horizon
+        self.statistics = (actions, proprioception)
+        self._numbers = np.array([record.index for record in records])
+        self._lengths = np.array([record.length for record in records])
+        self._ends = np.cumsum(self._lengths)
+        self._episode = lru_cache(maxsize=max(1, KEPT_FRAMES // int(self._lengths.max())))(self._read)
         self.instructions = InstructionTable(store, tokenizer)
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return int(self._ends[-1])
+
+    def locate(self, indices: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Episode and frame of each sample."""
+        rows = np.searchsorted(self._ends, indices, side="right")
+        return self._numbers[rows], indices - (self._ends - self._lengths)[rows]
 
     def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
         """`features`, `ids`, `proprioception`, `actions` (batch, horizon, dims) and their `mask` (batch, horizon)."""
-        episodes, frames = self.episodes[indices], self.frames[indices]
-        chunks = [self._chunk(int(e), int(f)) for e, f in zip(episodes, frames, strict=True)]
+        episodes, frames = self.locate(indices)
+        chunks, senses = zip(
+            *[self._sample(int(e), int(f)) for e, f in zip(episodes, frames, strict=True)], strict=True
+        )
         lengths = torch.tensor([len(chunk) for chunk in chunks])
         return {
             "features": torch.from_numpy(self.cache.features(self.view, episodes, frames)),
             "ids": self.instructions(episodes),
-            "proprioception": torch.from_numpy(
-                np.stack([self.senses[int(e)][int(f)] for e, f in zip(episodes, frames, strict=True)])
-            ),
+            "proprioception": torch.from_numpy(np.stack(senses)),
             "actions": torch.stack([_padded(chunk, self.horizon) for chunk in chunks]),
             "mask": torch.arange(self.horizon)[None] < lengths[:, None],
         }
 
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """`episode:frame` of each sample."""
-        return [f"{e}:{f}" for e, f in zip(self.episodes[indices], self.frames[indices], strict=True)]
+        return [f"{e}:{f}" for e, f in zip(*self.locate(indices), strict=True)]
 
-    def _chunk(self, episode: int, frame: int) -> Float[np.ndarray, "steps dims"]:
-        return self.actions[episode][frame : frame + self.horizon]
+    def _sample(self, episode: int, frame: int) -> tuple[Float[np.ndarray, "steps dims"], Float[np.ndarray, " senses"]]:
+        actions, senses = self._episode(episode)
+        return actions[frame : frame + self.horizon], senses[frame]
+
+    def _read(self, episode: int) -> tuple[Float[np.ndarray, "frames dims"], Float[np.ndarray, "frames senses"]]:
+        of_actions, of_senses = self.statistics
+        actions = of_actions.normalise(self.store.actions(episode))
+        if of_senses is None:
+            return actions, np.zeros((len(actions), 0), np.float32)
+        senses = self.store.proprioception(episode)
+        assert senses is not None, "whoever chose the episodes looked"
+        return actions, of_senses.normalise(senses)
 
 
 def _padded(chunk: Float[np.ndarray, "steps dims"], horizon: int) -> Float[Tensor, "horizon dims"]:
     return torch.from_numpy(np.pad(chunk, ((0, horizon - len(chunk)), (0, 0))))
-
-
-def _senses(store: Store, record: EpisodeRecord, statistics: Statistics | None) -> Float[np.ndarray, "frames senses"]:
-    if statistics is None:
-        return np.zeros((record.length, 0), np.float32)
-    values = store.proprioception(record.index)
-    assert values is not None
-    return statistics.normalise(values)

@@ -1,5 +1,6 @@
 """Fine-tuning: an action head on labelled demonstrations, behind a pretrained or a fresh backbone."""
 
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from core.checkpoint import TrainingState
 from core.config import Config
 from core.frames import FeatureCache
-from core.run import read_manifest
+from core.run import read_manifest, say
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
@@ -79,6 +80,7 @@ def finetune(config: FinetuneVlaConfig) -> None:
         encoder_fingerprint=description.encoder_fingerprint,
     )
     description = description.model_copy(update={"view": config.view or description.view})
+    cache.require_view(description.view)
     records = choose_demonstrations(store, config.demonstrations, description.view)
     accelerator = make_accelerator(config.training, Path(config.out))
     inputs = {
@@ -99,7 +101,8 @@ def finetune(config: FinetuneVlaConfig) -> None:
         }
     )
     model = _model(config, description)
-    train, held_out = _datasets(store, cache, model, records, description, statistics)
+    held_out = held_out_demonstrations(store, records, description, is_main=accelerator.is_main_process)
+    train, validated = _datasets(store, cache, model, (records, held_out or records), description, statistics)
     backbone_rate = 1.0 if config.fresh_weights else config.backbone_learning_rate
     latest = fit(
         ActionObjective(model),
@@ -107,7 +110,7 @@ def finetune(config: FinetuneVlaConfig) -> None:
         config.training,
         stage,
         accelerator,
-        validate=lambda module: validate(module, held_out, accelerator.device),
+        validate=lambda module: validate(module, validated, accelerator.device),
         learning_rate_scale=lambda name: backbone_rate if ".backbone." in name else 1.0,
     )
     if accelerator.is_main_process:
@@ -124,12 +127,29 @@ def measure(store: Store, records: list[EpisodeRecord], with_proprioception: boo
     Raises:
         FinetuneError: proprioception is asked for and the store has none.
     """
-    statistics = {"actions": Statistics.of([store.actions(record.index) for record in records])}
+    statistics = {"actions": Statistics.of(_Numbers(records, lambda record: store.actions(record.index)))}
     if with_proprioception:
         if not store.info.proprioception_dims:
             raise FinetuneError(f"{store.path} has no proprioception; set proprioception: false")
-        statistics["proprioception"] = Statistics.of([_proprioception(store, record) for record in records])
+        senses = _Numbers(records, lambda record: _proprioception(store, record))
+        statistics["proprioception"] = Statistics.of(senses)
     return statistics
+
+
+class _Numbers(Collection[np.ndarray]):
+    """Numbers of episodes, read anew each time they are gone through, so that memory holds one episode at a time."""
+
+    def __init__(self, records: Sequence[EpisodeRecord], read: Callable[[EpisodeRecord], np.ndarray]) -> None:
+        self._records, self._read = records, read
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._read(record) for record in self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, _: object) -> bool:
+        raise NotImplementedError
 
 
 def _proprioception(store: Store, record: EpisodeRecord) -> Float[np.ndarray, "frames senses"]:
@@ -161,27 +181,48 @@ def _datasets(
     store: Store,
     cache: FeatureCache,
     model: VisionLanguageActionModel,
-    records: list[EpisodeRecord],
+    chosen: tuple[list[EpisodeRecord], list[EpisodeRecord]],
     description: VlaDescription,
     statistics: dict[str, Statistics],
 ) -> list[DemonstrationDataset]:
-    """The chosen demonstrations, and held-out ones of the same tasks (where there are none, the chosen ones again)."""
-    tasks = {record.task for record in records}
-    others = store.select(split="held_out", is_labelled=True)
-    held_out = [r for r in others if r.task in tasks and description.view in r.views] or records
     return [
         DemonstrationDataset(
             store,
             cache,
             model.tokenizer,
-            chosen,
+            records,
             view=description.view,
             horizon=description.horizon,
             actions=statistics["actions"],
             proprioception=statistics.get("proprioception"),
         )
-        for chosen in (records, held_out)
+        for records in chosen
     ]
+
+
+def held_out_demonstrations(
+    store: Store, records: list[EpisodeRecord], description: VlaDescription, *, is_main: bool = True
+) -> list[EpisodeRecord]:
+    """Labelled held-out episodes of the tasks of `records` that have all that the policy is to see.
+
+    They are read once, so that training does not begin with what validation cannot end with.
+
+    Raises:
+        StoreError: one has no actions, or is damaged.
+    """
+    tasks = {record.task for record in records}
+    found = [
+        r for r in store.select(split="held_out", is_labelled=True) if r.task in tasks and description.view in r.views
+    ]
+    for record in found:
+        store.actions(record.index)
+    without = {r.index for r in found if description.proprioception_dims and store.proprioception(r.index) is None}
+    if without and is_main:
+        say(
+            f"{len(without)} of {len(found)} held-out episodes are left out of validation, for they have no "
+            f"proprioception; the first is {store.episodes[min(without)].episode_id}"
+        )
+    return [record for record in found if record.index not in without]
 
 
 def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> list[EpisodeRecord]:

@@ -33,6 +33,7 @@ def episode_problems(store: Store, traits: Sequence[Traits], clocks: Clocks) -> 
     yield from _instructions(records)
     yield from _lengths(records, store.info.control_hz)
     yield from _times(clocks, store.info.control_hz)
+    yield from _rate(clocks, store.info.control_hz)
     yield from _views(records, store)
     yield from _left_out(store)
 
@@ -124,19 +125,31 @@ def _lengths(records: Sequence[EpisodeRecord], control_hz: float) -> Iterator[Pr
 
 def _times(clocks: Clocks, control_hz: float) -> Iterator[Problem]:
     timed = {place: clock for place, clock in clocks.found.items() if clock.steps and clock.seconds > 0}
-    off = [p for p, c in timed.items() if abs(c.steps / (c.seconds * control_hz) - 1) > WRONG_RATE]
-    odd = [place for place, clock in clocks.found.items() if clock.gaps]
+    off = [place for place, clock in timed.items() if not clock.is_at(control_hz, WRONG_RATE)]
+    at_another = set(off)  # a lower rate would be a gap at every step
+    odd = [place for place, clock in clocks.found.items() if clock.gaps and place not in at_another]
+    hz = float(np.median([timed[place].steps / timed[place].seconds for place in off])) if off else control_hz
+    of_all = f"{len(off)} of {count_of(len(clocks.found), 'episode')}"
     if len(off) > len(clocks.found) / 2:
-        hz = float(np.median([timed[place].steps / timed[place].seconds for place in off]))
         yield problem(
             "fatal",
             "wrong_rate",
-            f"The store says {control_hz:g} frames a second, the times of its frames {hz:.3g} ({len(off)} of "
-            f"{len(clocks.found)} episodes): everything that is given in seconds would be wrong.",
+            f"The store says {control_hz:g} frames a second, the times of its frames {hz:.3g} ({of_all}): everything "
+            "that is given in seconds would be wrong.",
             "Correct the rate: fps in meta/info.json, or control_hz in the mapping.",
             off,
         )
-    elif odd:
+        return
+    if off:
+        yield problem(
+            "warning",
+            "mixed_rates",
+            f"The times of {of_all} are not those of {control_hz:g} frames a second, as the store says, but of "
+            f"{hz:.3g} (their median): in these, everything that is given in seconds would be wrong.",
+            "Make a store of the episodes of each rate, or leave these out.",
+            off,
+        )
+    if odd:
         gaps = sum(clocks.found[place].gaps for place in odd)
         yield problem(
             "warning",
@@ -146,6 +159,9 @@ def _times(clocks: Clocks, control_hz: float) -> Iterator[Problem]:
             "Leave these episodes out, or cut them at the gaps.",
             odd,
         )
+
+
+def _rate(clocks: Clocks, control_hz: float) -> Iterator[Problem]:
     if not RATES_HZ[0] <= control_hz <= RATES_HZ[1]:
         yield problem(
             "warning",

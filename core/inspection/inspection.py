@@ -1,8 +1,10 @@
 """An inspection of a store: all that is measured, and the problems that follow from it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.duplicates import Traits
 from core.inspection.episode_problems import episode_problems
 from core.inspection.picture_problems import picture_problems
 from core.inspection.pictures import Looks, chosen_episodes, look_at
@@ -16,6 +18,18 @@ EPISODES = 200
 """Episodes of which frames are decoded where nothing else is asked for."""
 
 
+class Compared(NamedTuple):
+    """In how many episodes copies of others were sought."""
+
+    by_frames: int
+    by_actions: int
+
+    @classmethod
+    def of(cls, traits: Sequence[Traits]) -> "Compared":
+        """Those of which there is something to compare."""
+        return cls(sum(bool(one.signatures) for one in traits), sum(bool(one.action_hash) for one in traits))
+
+
 class Inspection(NamedTuple):
     """What was found in a store."""
 
@@ -23,6 +37,7 @@ class Inspection(NamedTuple):
     looks: Looks
     actions: Values | None
     senses: Values | None
+    compared: Compared
     problems: list[Problem]
     """The worst first."""
 
@@ -48,7 +63,7 @@ def inspect_store(path: str | Path, most_episodes: int | None = EPISODES, seed: 
         *sense_problems(senses),
         *picture_problems(store, looks, actions, senses),
     ]
-    return Inspection(store, looks, actions, senses, in_order(problems))
+    return Inspection(store, looks, actions, senses, Compared.of(traits), in_order(problems))
 
 
 def open_store(path: Path) -> Store:
@@ -78,6 +93,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "control_hz": store.info.control_hz,
         "views": {view: list(size) for view, size in store.info.views.items()},
         "episodes_looked_at": len(inspection.looks.episodes),
+        "copies_sought_in": inspection.compared._asdict(),
         "problems": [
             {
                 "level": one.level,

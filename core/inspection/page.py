@@ -10,7 +10,7 @@ import numpy as np
 
 from core.inspection.charts import dimensions, length_chart
 from core.inspection.inspection import Inspection
-from core.inspection.problems import LEVELS, Problem
+from core.inspection.problems import LEVELS, MOST_NAMED, Problem
 from core.inspection.strips import strips
 from core.inspection.values import Values
 from core.run import write_text
@@ -76,6 +76,7 @@ def page_values(inspection: Inspection, seed: int) -> dict[str, Any]:
         "problems": [_shown(one, store) for one in inspection.problems],
         "counts": Counter(one.level for one in inspection.problems),
         "looked_at": len(order),
+        "compared": inspection.compared,
         "hours": store.num_frames / store.info.control_hz / 3600,
         "lengths": lengths,
         "length_chart": length_chart(lengths, store.info.control_hz),
@@ -91,7 +92,7 @@ def page_values(inspection: Inspection, seed: int) -> dict[str, Any]:
 
 
 def _shown(one: Problem, store: Store) -> dict[str, Any]:
-    named = one.named(store.episodes)
+    named = one.named(store.episodes, MOST_NAMED)
     evidence = strips(store, one.episodes, one.view, EVIDENCE) if one.view and one.name != "missing_view" else []
     return {"it": one, "named": named, "left": len(one.episodes) - len(named), "evidence": evidence}
 

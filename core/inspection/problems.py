@@ -11,7 +11,7 @@ Level = Literal["fatal", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("fatal", "warning", "note")
 """Training would be wrong or fail; look before you train; good to know."""
 MOST_NAMED = 20
-"""Episodes that a problem names; it says how many there are in all."""
+"""Episodes that the page names of a problem; it says how many there are in all."""
 
 
 class Problem(NamedTuple):
@@ -29,9 +29,9 @@ class Problem(NamedTuple):
     view: str = ""
     """The camera that it concerns; empty: none in particular."""
 
-    def named(self, episodes: Sequence[EpisodeRecord]) -> list[str]:
-        """The ids of the first of its episodes."""
-        return [episodes[number].episode_id for number in self.episodes[:MOST_NAMED]]
+    def named(self, episodes: Sequence[EpisodeRecord], most: int | None = None) -> list[str]:
+        """The ids of its episodes, or of the first of them."""
+        return [episodes[number].episode_id for number in self.episodes[:most]]
 
 
 def problem(

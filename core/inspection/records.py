@@ -31,6 +31,15 @@ class Clock(NamedTuple):
     """From its first frame to its last."""
     gaps: int
     """Steps to the next frame that go back, stand still, or are too long."""
+    gaps_s: float
+    """The time that these take."""
+
+    def is_at(self, control_hz: float, tolerance: float) -> bool:
+        """Whether the frames come at this rate, but for gaps; those are most steps where the rate is a lower one."""
+        rates = [(self.steps, self.seconds)]
+        if self.gaps <= self.steps / 2:
+            rates.append((self.steps - self.gaps, self.seconds - self.gaps_s))
+        return any(seconds <= 0 or not abs(steps / (seconds * control_hz) - 1) > tolerance for steps, seconds in rates)
 
 
 @dataclass
@@ -79,10 +88,16 @@ def clocks_of_store(store: Store) -> Clocks:
 
 def _add(found: dict[int, Clock], place: int, times: np.ndarray, control_hz: float) -> None:
     """Take in some further frames of an episode, of which the first was the last before."""
-    before = found.get(place, Clock(0, 0.0, 0))
-    steps = np.diff(times) * control_hz
-    odd = int(((steps <= 0) | (steps > LARGEST_STEP) | ~np.isfinite(steps)).sum())
-    found[place] = Clock(before.steps + len(steps), before.seconds + float(times[-1] - times[0]), before.gaps + odd)
+    before = found.get(place, Clock(0, 0.0, 0, 0.0))
+    seconds = np.diff(times)
+    steps = seconds * control_hz
+    odd = (steps <= 0) | (steps > LARGEST_STEP) | ~np.isfinite(steps)
+    found[place] = Clock(
+        before.steps + len(steps),
+        before.seconds + float(times[-1] - times[0]),
+        before.gaps + int(odd.sum()),
+        before.gaps_s + float(seconds[odd].sum()),
+    )
 
 
 def _read_times(file: Path) -> Iterator[tuple[int, np.ndarray]]:

@@ -13,6 +13,8 @@ OUTLIERS = 0.05
 """Part of the whole range in which 98 % of the values lie where the rest are outliers."""
 FEWEST_ROWS = 200
 """Frames that it takes to say so."""
+JITTER = 1e-6
+"""Range of 98 % of the values up to which a dimension is as good as constant; of large values, this part of them."""
 FAR_OUTSIDE = 0.1
 """Part of the frames outside of the stated range from which on the units are doubted."""
 TOLERANCE = 1e-3
@@ -50,6 +52,7 @@ def action_problems(store: Store, actions: Values | None) -> Iterator[Problem]:
         )
     if len(actions.episodes):
         yield from _constant(actions, "action", "the actions in the mapping")
+        yield from _near_constant(actions)
         yield from _outliers(actions)
         yield from _outside(actions, space)
         yield from _gripper(actions)
@@ -125,11 +128,43 @@ def _constant(values: Values, what: str, where: str) -> Iterator[Problem]:
     )
 
 
+def _is_near_constant(actions: Values) -> np.ndarray:
+    """Dimensions that change, but in fewer than 1 % of the frames, or by no more than rounding."""
+    largest = np.maximum(np.abs(actions.q01), np.abs(actions.q99))
+    is_narrow = actions.q99 - actions.q01 <= JITTER * np.maximum(1, largest)
+    return is_narrow & (actions.high.max(0) > actions.low.min(0))
+
+
+def _near_constant(actions: Values) -> Iterator[Problem]:
+    found = _is_near_constant(actions)
+    if not found.any():
+        return
+    low, high = actions.low.min(0), actions.high.max(0)
+    usual = np.median(actions.rows, 0)
+    margin = JITTER * np.maximum(1, np.abs(usual))
+    share = 100 * (np.abs(actions.rows - usual) <= margin).mean(0)
+    values = "; ".join(
+        f"{actions.names[d]} is {usual[d]:.4g} in {share[d]:.4g} % of the frames (in all from {low[d]:.4g} to "
+        f"{high[d]:.4g})"
+        for d in np.flatnonzero(found)
+    )
+    moves = ((actions.low < usual - margin) | (actions.high > usual + margin))[:, found].any(1)
+    yield problem(
+        "warning",
+        "near_constant_action",
+        f"Of {count_of(len(actions.names), 'action dimension')}, {int(found.sum())} hardly ever change: {values}.",
+        "Check the actions in the mapping: another column may be meant. If it is right, a policy will learn the usual "
+        "value and little else.",
+        actions.episodes[moves],
+    )
+
+
 def _outliers(actions: Values) -> Iterator[Problem]:
     low, high, q01, q99 = actions.low.min(0), actions.high.max(0), actions.q01, actions.q99
     usual = q99 - q01
     # Of fewer rows, the quantiles are the extremes themselves.
     few = (usual < OUTLIERS * (high - low)) & ~actions.is_gripper & (len(actions.rows) >= FEWEST_ROWS)
+    few &= ~_is_near_constant(actions)
     if few.any():
         ranges = "; ".join(
             f"{actions.names[d]} between {q01[d]:.4g} and {q99[d]:.4g}, in all from {low[d]:.4g} to {high[d]:.4g}"

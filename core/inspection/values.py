@@ -120,7 +120,7 @@ class _Gathered:
     def _keep(self, number: int, values: np.ndarray) -> None:
         self.episodes.append(number)
         self.hashes[number] = hash_of_actions(values)
-        self.first.append(values[0])
+        self.first.append(values[0].copy())  # a view of it would keep the whole episode
         self.low.append(values.min(0))
         self.high.append(values.max(0))
         moving = values[:, self.is_motion].any(1)
