@@ -227,7 +227,7 @@ def _resident_of_ours(store: Store, tier: str, folder: Path) -> float:
 
 
 def _ffmpeg(clips: Path, out: Path) -> bool:
-    """Each clip decoded and encoded as a store's video is, as many at a time as there are cores; False without ffmpeg."""
+    """Each clip decoded and encoded as a store does it, as many at a time as there are cores; False without ffmpeg."""
     if shutil.which("ffmpeg") is None:
         return False
     out.mkdir()
