@@ -91,8 +91,8 @@ def convert(config: ConversionConfig) -> Store:
         if not is_store_done(config.out):
             _convert_parts(config, reader, parts, stage)
             _write_notes(config.out, parts, known)
-        fingerprint = finish_store(config.out, _info(config, reader), len(parts), config.split)
-        stage.finish(_facts(config), fingerprint)
+        finish_store(config.out, _info(config, reader), len(parts), config.split)
+        stage.finish(_facts(config), Store.open(config.out).fingerprint)
     store = Store.open(config.out)
     for line in summary(store):
         say(line)

@@ -49,7 +49,7 @@ def is_store_done(path: str | Path) -> bool:
 
 
 def finish_store(path: str | Path, info: StoreInfo, parts: int, rule: SplitRule | None = None) -> str:
-    """Complete a store of `parts` parts and give its fingerprint: a hash of all that was written.
+    """Complete a store of `parts` parts and give the fingerprint of its content, to which a store's adds its split.
 
     With a `rule`, episodes are split by it; without one, as they say themselves, except that a held-out episode which
     is the same recording as one that is trained on becomes one to train on.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from core.episode import Episode
 from core.run import Stage
-from core.store import finish_store, is_part_done, is_store_done, write_part
+from core.store import Store, finish_store, is_part_done, is_store_done, write_part
 from core.workers import worker_pool
 from eval.collection_settings import CollectionSettings, EpisodePlan, plan_episodes
 from eval.contact_sheet import write_contact_sheet
@@ -51,14 +51,14 @@ def collect(settings: CollectionSettings) -> None:
         stage.keep_time()
         if not is_store_done(settings.out):
             _in_all(pool, "render", [(part, render_part) for part in parts])
-    fingerprint = finish_store(settings.out, settings.info, len(parts))
+    finish_store(settings.out, settings.info, len(parts))
     write_contact_sheet(settings.out)
     facts = {
         "episodes": sum(len(part.plans) for part in parts),
         "frames": sum(result.frames for result in simulated),
         "failed_attempts": sum(result.failures for result in simulated),
     }
-    stage.finish(facts, fingerprint)
+    stage.finish(facts, Store.open(settings.out).fingerprint)
 
 
 def simulate_part(part: Part) -> Simulated:
