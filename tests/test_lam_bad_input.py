@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from core import live_features
 from core.checkpoint import CheckpointError, read_header, read_tensors, save_tensors
@@ -24,12 +23,6 @@ from lam.train import TrainLamConfig, train
 
 TINY = EncoderConfig(name="pixels_patch16", image_size=32, dtype="float32")
 MODEL = LamConfig(network="perceptron", width=16, code_dim=8, codebook="per_token", normalise_encodings=True)
-
-
-@pytest.fixture(autouse=True)
-def _any_precision():
-    """accelerate holds a process to the first precision that it was asked for."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def write_store(path: Path, lengths=(7, 9, 8), views=("front", "side"), only_front=()) -> Store:
