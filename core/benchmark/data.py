@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from core.benchmark.data_sets import CONTROL_HZ, LENGTH, PICTURES, VIEWS, make_store, pictures, views_of
-from core.benchmark.loaders import GAP, BareDecoder, BareNumpy, Loader, OtherLoader, OurLoader, in_turn
+from core.benchmark.loaders import GAP, BareDecoder, BareNumpy, Cached, Loader, OtherLoader, OurLoader, in_turn
 from core.benchmark.plots import plot_memory
 from core.benchmark.running import Numbers, processor, run_measurements
 from core.frame_cache import FramesConfig, open_frames
@@ -105,7 +105,8 @@ class Measurements:
             loaders[f"ours, cache {tier}"] = OurLoader(stores["h264"], frames, with_actions=tier != "uint8")
         made = self.folder / f"frames_{side}_uint8"
         pixels = {view: next(made.glob(f"*/{view}.npy")) for view in VIEWS}
-        loaders[BARE] = BareNumpy(pixels, self.sizes.episodes)
+        loaders["ours, cache uint8"] = Cached(loaders["ours, cache uint8"], pixels.values())
+        loaders[BARE] = Cached(BareNumpy(pixels, self.sizes.episodes), pixels.values())
         if TENSORFLOW in os.environ:
             loaders[RLDS] = self._tensorflow(side, source, self.sizes.episodes)
         return loaders

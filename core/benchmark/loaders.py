@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -77,6 +78,21 @@ class BareNumpy:
         resident = resident_mb()
         del mapped, pixels
         return Cost(time.process_time() - start, resident)
+
+
+class Cached:
+    """A loader whose files the operating system has in memory when it begins, whatever ran before it."""
+
+    def __init__(self, loader: Loader, files: Iterable[Path]) -> None:
+        self._loader, self._files = loader, tuple(files)
+
+    def __call__(self, count: int, seed: int) -> Cost:
+        """Read the files from end to end, then let the loader begin."""
+        for file in self._files:
+            with file.open("rb", buffering=0) as opened:
+                while opened.read(2**24):
+                    pass
+        return self._loader(count, seed)
 
 
 class BareDecoder:
