@@ -219,16 +219,48 @@ class Store:
             StoreError: as `frames`.
         """
         gathered = np.empty((len(episodes), *self.info.views.get(view, (0, 0)), 3), np.uint8)
+        if self._are_in_video(view, episodes, frames):
+            try:
+                return self._gather_by_file(view, episodes, frames, gathered)
+            except ValueError:
+                pass  # one by one, to name the episode
         for episode in np.unique(episodes).tolist():
             rows = np.flatnonzero(episodes == episode)
             gathered[rows] = self.frames(episode, view, frames[rows])
         return gathered
 
+    def _are_in_video(self, view: str, episodes: np.ndarray, frames: np.ndarray) -> bool:
+        if (
+            view not in self._starts_s
+            or not len(episodes)
+            or episodes.min() < 0
+            or episodes.max() >= len(self._lengths)
+        ):
+            return False
+        is_there = self._has_view[view][episodes] & (frames >= 0) & (frames < self._lengths[episodes])
+        return bool(is_there.all())
+
+    def _gather_by_file(
+        self, view: str, episodes: np.ndarray, frames: np.ndarray, gathered: np.ndarray
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """Frames of all episodes of a file at once, which saves the work that each read begins with."""
+        files = self._files[f"videos/{self._contents.features[view]}"][episodes]
+        times_s = self._starts_s[view][episodes] + frames / self.info.control_hz
+        for number in np.unique(files).tolist():
+            rows = np.flatnonzero(files == number)
+            read = self._read_video(view, number, times_s[rows])
+            if read.shape[1:] != gathered.shape[1:]:
+                raise StoreError(f"frames have {read.shape[1:3]} pixels")
+            gathered[rows] = read
+        return gathered
+
     def _video_frames(self, episode: int, view: str, numbers: np.ndarray) -> np.ndarray:
+        number = int(self._files[f"videos/{self._contents.features[view]}"][episode])
+        return self._read_video(view, number, self._starts_s[view][episode] + numbers / self.info.control_hz)
+
+    def _read_video(self, view: str, number: int, times_s: np.ndarray) -> np.ndarray:
         name = self._contents.features[view]
-        number = int(self._files[f"videos/{name}"][episode])
         index = file_of(self.path, f"{INDICES}/{name}", number) if self._contents.is_ours else None
-        times_s = self._starts_s[view][episode] + numbers / self.info.control_hz
         return self._videos.read(file_of(self.path, f"videos/{name}", number), times_s, index)
 
     def _pictures(self, episode: int, view: str, numbers: np.ndarray) -> np.ndarray:
