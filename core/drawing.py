@@ -3,11 +3,53 @@
 import io
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 INK, GRID = "#010203", "#020304"
 CSS_COLOURS = {INK: "var(--ink-soft)", GRID: "var(--line)"}
 """Stand-ins that are exchanged for the page's own colours."""
+
+
+NEEDED = ("jinja2", "matplotlib")
+
+
+class DrawingError(ValueError):
+    """What pages are made with is not installed."""
+
+
+def require_drawing() -> None:
+    """Before the work is done, that it can be shown.
+
+    Raises:
+        DrawingError: what pages are made with is not installed.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise DrawingError(f"the page is made with {' and '.join(missing)}; install: pip install 'mvp-lam[report]'")
+
+
+def new_axes(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of this size, in inches, with axes in the page's ink.
+
+    Raises:
+        DrawingError: there is no matplotlib.
+    """
+    require_drawing()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
 
 
 def svg(figure: Any, name: str, colours: Mapping[str, str] = CSS_COLOURS) -> str:

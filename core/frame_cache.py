@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from core.config import Config
 from core.frame_cache_writer import BLOCK_ROWS, FrameCacheError, KeptFrames, make_frames
-from core.rows import Rows
+from core.rows import RowFile, Rows, RowsError
 from core.run import Stage, StageBusyError, fingerprint_of, is_done, read_manifest, say
 from core.store import Store
 
@@ -86,7 +86,7 @@ class FrameCache:
         manifest = read_manifest(directory)
         self.fingerprint: str = manifest["fingerprint"]
         sizes: dict[str, tuple[int, int]] = {n: tuple(s) for n, s in manifest["summary"]["sizes"].items()}
-        kind = _Pixels if manifest["config"]["tier"] == "uint8" else _Pictures
+        kind = _pixels if manifest["config"]["tier"] == "uint8" else _Pictures
         self._rows = Rows.load(directory, list(sizes))
         self._views = {view: kind(directory, view, size) for view, size in sizes.items()}
 
@@ -96,38 +96,22 @@ class FrameCache:
         """The frames `(episodes[i], frames[i])` of a camera, in this order.
 
         Raises:
-            RowsError: an episode lacks the camera or the frame.
+            RowsError: an episode lacks the camera or the frame, or pixels were cut off.
             FrameCacheError: the cache is damaged.
         """
         rows = self._rows.numbers(view, episodes, frames)
         return self._views[view].rows(rows)
 
 
-class _Pixels:
-    """Tier uint8: read, not mapped, so that no page of it counts as this process's memory."""
-
-    def __init__(self, directory: Path, view: str, size: tuple[int, int]) -> None:
-        self._path, self._shape = directory / f"{view}.npy", (*size, 3)
-        try:
-            mapped = np.load(self._path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise FrameCacheError(f"{self._path} is missing or cut off ({error}); delete {directory}") from None
-        if mapped.shape[1:] != self._shape or mapped.dtype != np.uint8:
-            raise FrameCacheError(f"{self._path} holds {mapped.dtype} {mapped.shape}; delete {directory}")
-        self._start = mapped.offset
-        self._file: int | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
-
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDONLY)
-        taken = np.empty((len(numbers), *self._shape), np.uint8)
-        for number, frame in zip(numbers.tolist(), taken, strict=True):
-            if os.preadv(self._file, [frame.data], self._start + number * frame.nbytes) != frame.nbytes:
-                raise FrameCacheError(f"{self._path} is cut off at frame {number}; delete {self._path.parent}")
-        return taken
+def _pixels(directory: Path, view: str, size: tuple[int, int]) -> RowFile:
+    """Tier uint8: the pixels as they are."""
+    try:
+        file = RowFile(directory / f"{view}.npy")
+    except RowsError as error:
+        raise FrameCacheError(f"{error}; delete {directory}") from None
+    if file.shape != (*size, 3) or file.dtype != np.uint8:
+        raise FrameCacheError(f"{file.path} holds {file.dtype} {file.shape}; delete {directory}")
+    return file
 
 
 class _Block(NamedTuple):

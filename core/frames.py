@@ -9,7 +9,6 @@ features/
 
 import os
 import shutil
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from core.config import Config
-from core.rows import Rows
+from core.rows import RowFile, Rows, RowsError
 from core.run import Stage, is_done, read_manifest
 from core.store import Store
 from core.vision import EncoderConfig, Grid, VisualEncoder, encoder_fingerprint, load_encoder
@@ -75,7 +74,7 @@ class FeatureCache:
         self.num_patches = self.grid.rows * self.grid.cols
         self.dim: int = summary["dim"]
         self._rows = Rows.load(directory, self.views)
-        self._features = {view: _File(directory / f"{view}.npy") for view in self.views}
+        self._features = {view: _file(directory / f"{view}.npy") for view in self.views}
 
     @classmethod
     def build(
@@ -153,27 +152,11 @@ class FeatureCache:
             )
 
 
-class _File:
-    """A file of features: read, not mapped, so that no page of it counts as this process's memory."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            mapped = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, FileNotFoundError) as error:
-            raise FeaturesError(
-                f"{path} is missing or cut off ({error}); move its directory away and run scripts/cache_features.py "
-                "again"
-            ) from None
-        self._path, self._shape, self._dtype, self._start = path, mapped.shape[1:], mapped.dtype, mapped.offset
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
-        taken = np.empty((len(numbers), *self._shape), self._dtype)
-        for number, row in zip(numbers.tolist(), taken, strict=True):
-            if os.preadv(self._file, [row], self._start + number * row.nbytes) != row.nbytes:
-                raise FeaturesError(f"{self._path} was cut off while it was read; move its directory away")
-        return taken
+def _file(path: Path) -> RowFile:
+    try:
+        return RowFile(path)
+    except RowsError as error:
+        raise FeaturesError(f"{error}; move its directory away and run scripts/cache_features.py again") from None
 
 
 def _encode_store(

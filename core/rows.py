@@ -1,7 +1,10 @@
-"""Where frames stand in a file that holds all of a camera's, one episode after another."""
+"""Files that hold all frames of a camera, or what was made of them, one episode after another."""
 
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -12,7 +15,7 @@ FILE = "rows.npy"
 
 
 class RowsError(ValueError):
-    """A frame that no episode has."""
+    """A frame that no episode has, or a file that does not hold what it should."""
 
 
 class Rows:
@@ -69,3 +72,42 @@ class Rows:
         if view not in self._of_view:
             raise RowsError(f"there are the views {list(self._of_view)}, not {view!r}")
         return self._of_view[view]
+
+
+class RowFile:
+    """Rows of a .npy file; read, not mapped, so that no page of it counts as this process's memory.
+
+    Safe after a fork and in copies sent to other processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what the file holds, not the rows.
+
+        Raises:
+            RowsError: it is missing or cut off.
+        """
+        try:
+            mapped = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError, OSError) as error:
+            raise RowsError(f"{path} is missing or cut off ({error})") from None
+        self.path, self.shape, self.dtype = path, mapped.shape[1:], mapped.dtype
+        self._start = mapped.offset
+        self._file: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def rows(self, numbers: Int[np.ndarray, " n"]) -> np.ndarray:
+        """The rows of these numbers, in this order.
+
+        Raises:
+            RowsError: the file was cut off since.
+        """
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+        taken = np.empty((len(numbers), *self.shape), self.dtype)
+        for number, row in zip(numbers.tolist(), taken, strict=True):
+            if os.preadv(self._file, [row.data], self._start + number * row.nbytes) != row.nbytes:
+                raise RowsError(f"{self.path} is cut off at row {number}; move its directory away and make it again")
+        return taken

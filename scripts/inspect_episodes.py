@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from core.config import ConfigError
+from core.drawing import require_drawing
 from core.inspection.inspection import EPISODES, Inspection, inspect_store, to_json
-from core.inspection.page import require_drawing, write_page
+from core.inspection.page import write_page
 from core.run import run_script, say, write_text
 
 FATAL = 3

@@ -15,6 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int
 
+from core.formats.interface import DAMAGE
 from core.video_index import MOST_PIXELS
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -31,18 +32,7 @@ BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"udta", b"moof",
 """Outermost elements of MP4 and MOV (ISO/IEC 14496-12, section 8)."""
 MISSING_WITH_SOUND_S = 0.5
 """Seconds that frames may end before the length that the container states: sound often lasts a little longer."""
-MEDIA_DAMAGE = (
-    av.FFmpegError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-)
+MEDIA_DAMAGE = (av.FFmpegError, *DAMAGE)
 """What PyAV raises where a file is damaged."""
 _OPEN: "OrderedDict[int, _Decoding]" = OrderedDict()
 _INHERITED: list[Any] = []

@@ -3,8 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from core.formats.hdf5_layouts import (
     split_of,
     values_of,
 )
-from core.formats.interface import EpisodeError, SourceError
+from core.formats.interface import EpisodeError, SourceError, naming_episode
 from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
 from core.store_layout import StoreInfo
@@ -43,18 +42,6 @@ ENDINGS = (".hdf5", ".h5")
 MOST_HZ = 10_000
 LIBERO_SCENE = re.compile(r"^([A-Z_]+SCENE\d+)_")
 """What stands before the instruction in the name of a LIBERO file, as in KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
-DAMAGE = (
-    OSError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    ValueError,
-    MemoryError,
-    OverflowError,
-)
-"""What h5py raises where a file is damaged."""
 
 
 def recognises(path: Path) -> bool:
@@ -96,7 +83,7 @@ class Hdf5:
         """
         if key not in self._places:
             raise EpisodeError(self._path, key, f"there is no such episode; there are {list(self._places)[:5]}, ...")
-        with _typed(self._places[key].file, key):
+        with naming_episode(self._places[key].file, key):
             episode, names = self._episode(key)
             check_fits(info_of(episode, names, self._mapping), self.info)
         return episode
@@ -105,7 +92,7 @@ class Hdf5:
         """What the first readable episode of a file says of them all; an unreadable file becomes one unreadable key."""
         name = file.name if file == self._path else file.relative_to(self._path).as_posix()
         try:
-            with _typed(file, name):
+            with naming_episode(file, name):
                 name.encode()  # a name that is no UTF-8 could not be stored
                 with h5py.File(file, "r") as opened:
                     layout, groups, others = layout_of(opened)
@@ -122,7 +109,7 @@ class Hdf5:
         self._places |= places
         for key in places:
             try:
-                with _typed(file, key):
+                with naming_episode(file, key):
                     return info_of(*self._episode(key), self._mapping)
             except EpisodeError as error:
                 self._problem(str(error))
@@ -259,7 +246,7 @@ class Hdf5:
 
         def read(start: int, stop: int) -> np.ndarray:
             # Opened for each block: that costs a millisecond, and no handle is there to be inherited by a fork.
-            with _typed(place.file, key), h5py.File(place.file, "r") as file:
+            with naming_episode(place.file, key), h5py.File(place.file, "r") as file:
                 holder = found(file, place.group)
                 if not isinstance(holder, h5py.Group):
                     raise ValueError(f"{place.group} is no group any more")
@@ -278,19 +265,6 @@ class _Place(NamedTuple):
     """None: the file cannot be read."""
     described: dict[str, Any] | None
     problem: str = ""
-
-
-@contextmanager
-def _typed(file: Path, key: str) -> Iterator[None]:
-    """What goes wrong with a damaged file, as an EpisodeError."""
-    try:
-        yield
-    except (EpisodeError, SourceError):
-        raise
-    except DAMAGE as error:
-        problem = str(error).strip("'\"")[:500] or type(error).__name__
-        hint = "" if type(error) is ValueError else f" ({type(error).__name__}: the file is damaged, copy it again)"
-        raise EpisodeError(file, key, problem + hint) from None
 
 
 def _files(path: Path) -> list[Path]:

@@ -5,11 +5,25 @@ so that several processes can share the work and a killed conversion goes on whe
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from core.episode import Episode
 from core.store_layout import StoreInfo
+
+DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+)
+"""What libraries raise that read a damaged file."""
 
 
 class SourceError(ValueError):
@@ -21,6 +35,19 @@ class EpisodeError(ValueError):
 
     def __init__(self, file: Path | str, key: str, problem: str) -> None:
         super().__init__(f"{file}, episode {key}: {problem}")
+
+
+@contextmanager
+def naming_episode(file: Path, key: str, damage: tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
+    """A block in which what goes wrong with a damaged file becomes an EpisodeError."""
+    try:
+        yield
+    except (EpisodeError, SourceError):
+        raise
+    except damage as error:
+        problem = str(error).strip("'\"")[:500] or type(error).__name__
+        hint = "" if type(error) is ValueError else f" ({type(error).__name__}: the file is damaged, copy it again)"
+        raise EpisodeError(file, key, problem + hint) from None
 
 
 @runtime_checkable

@@ -6,19 +6,18 @@ a source.yaml with the keys of a mapping.
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from core.config import ConfigError, load_config
 from core.episode import Episode, View
-from core.formats.agreement import check_finite, check_fits, info_of
+from core.formats.agreement import add_note, check_finite, check_fits, info_of
 from core.formats.assembly import action_space_of, put_together, task_of, transformed
 from core.formats.clips import MEDIA_DAMAGE, Clip, frames_of, probe
 from core.formats.csv_tables import Table, read_table
-from core.formats.interface import EpisodeError, SourceError
+from core.formats.interface import EpisodeError, SourceError, naming_episode
 from core.formats.mapping import Mapping, Numbers, ViewMapping
 from core.lazy_frames import LazyFrames
 from core.store_layout import StoreInfo
@@ -31,7 +30,6 @@ ONLY_VIEW = "video"
 """Name of the view where an episode is one file."""
 SETTINGS = "source.yaml"
 MOST_TEXT_BYTES = 100_000
-MOST_NOTES = 100
 MOST_SLIPS = 10
 """Names with a slip that are noted one by one."""
 SLACK_STEPS = 0.1
@@ -103,7 +101,7 @@ class VideoFolder:
         """
         if key not in self._clips:
             raise EpisodeError(self._path, key, f"there is no such episode; there are {list(self._clips)[:5]}, ...")
-        with _typed(self._path / key, key):
+        with naming_episode(self._path / key, key, MEDIA_DAMAGE):
             episode, names = self._episode(key)
             check_fits(info_of(episode, names, self.mapping), self.info)
         return episode
@@ -115,7 +113,7 @@ class VideoFolder:
         wanted = set(self.mapping.views) or {name for clips in self._clips.values() for name, _ in clips}
         for key in self.keys:
             try:
-                with _typed(self._path / key, key):
+                with naming_episode(self._path / key, key, MEDIA_DAMAGE):
                     episode, names = self._episode(key)
             except EpisodeError as error:
                 self._problems.append(str(error))
@@ -220,7 +218,7 @@ class VideoFolder:
         decode = frames_of(clip, clip.at_rate(hz, frames))
 
         def read(start: int, stop: int) -> np.ndarray:
-            with _typed(clip.path, key):
+            with naming_episode(clip.path, key, MEDIA_DAMAGE):
                 return decode(start, stop)
 
         return transformed(LazyFrames(frames, clip.size, read), view)
@@ -273,20 +271,7 @@ class VideoFolder:
             self._note(f"{what}: neither clips nor tables nor texts that are known, left out")
 
     def _note(self, sentence: str) -> None:
-        if sentence not in self.notes and len(self.notes) < MOST_NOTES:
-            self.notes.append(sentence)
-
-
-@contextmanager
-def _typed(file: Path, key: str) -> Iterator[None]:
-    """What goes wrong with a damaged file, as an EpisodeError."""
-    try:
-        yield
-    except (EpisodeError, SourceError):
-        raise
-    except MEDIA_DAMAGE as error:
-        hint = "" if type(error) is ValueError else f" ({type(error).__name__}: the file is damaged, copy it again)"
-        raise EpisodeError(file, key, str(error)[:500] + hint) from None
+        add_note(self.notes, sentence)
 
 
 def _clips_of(path: Path) -> dict[str, list[tuple[str, Path]]]:

@@ -1,11 +1,11 @@
 """The drawings of the page: how long episodes are, and how often each value of a number occurs."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.drawing import GRID, INK, svg
+from core.drawing import GRID, INK, new_axes, svg
 from core.inspection.values import Values
 
 BINS = 40
@@ -62,20 +62,9 @@ def length_chart(lengths: Int[np.ndarray, " episodes"], control_hz: float) -> st
     """How many episodes are how long; None where all are of one length."""
     if np.ptp(lengths) == 0:
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 2.3), layout="constrained")
-    figure.patch.set_visible(False)
-    axes: Any = figure.subplots()
-    axes.patch.set_visible(False)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=INK, length=0, labelsize=10)
-    axes.grid(axis="y", color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
+    figure, axes = new_axes(4.6, 2.3)
     seconds = lengths / control_hz
     axes.hist(seconds, bins=min(BINS, max(8, len(np.unique(lengths)))), color=BAR)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    for name, text in (("x", "length of the episode, s"), ("y", "episodes")):
-        getattr(axes, f"set_{name}label")(text, color=INK, fontsize=10)
+    axes.set(xlabel="length of the episode, s", ylabel="episodes")
     return svg(figure, "lengths", COLOURS)

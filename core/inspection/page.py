@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,13 @@ from core.inspection.strips import strips
 from core.inspection.values import Values
 from core.run import write_text
 from core.splits import NAMES
-from core.store import Store, StoreError
+from core.store import Store
 
 TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("template.html", "style.css"))
-NEEDED = ("jinja2", "matplotlib")
 MOST_DIMENSIONS, MOST_INSTRUCTIONS, MOST_VIEWS = 64, 30, 12
 """Numbers, instructions and cameras that are shown; the page says how many are left out."""
 EVIDENCE = 2
 """Episodes of which a problem of a camera shows pictures."""
-
-
-def require_drawing() -> None:
-    """Before the work is done, that it can be shown.
-
-    Raises:
-        StoreError: what the page is made with is not installed.
-    """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise StoreError(f"the page is made with {' and '.join(missing)}; install: pip install 'mvp-lam[report]'")
 
 
 def write_page(inspection: Inspection, file: Path, seed: int = 0) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.drawing import CSS_COLOURS, GRID, INK, svg
-from eval.page.run_files import ReportError
+from core.drawing import CSS_COLOURS, INK, new_axes, svg
 from eval.results import Summary
 
 ARM_COLOURS = {
@@ -29,7 +28,7 @@ DASHES = {10: (0, (1, 1.5)), 25: (0, (3, 1.5)), 50: (0, (6, 1.5))}
 def label_budget_chart(curves: dict[str, dict[int, Summary]], floors: dict[str, float]) -> str:
     """Success at the end by number of demonstrations, with Wilson intervals, over the `floors` of other arms."""
     budgets = sorted({budget for curve in curves.values() for budget in curve})
-    figure, axes = _axes(6.4, 3.3)
+    figure, axes = new_axes(6.4, 3.3)
     handles: list[Any] = []
     for number, (arm, curve) in enumerate(curves.items()):
         x = np.array([budgets.index(budget) for budget in curve]) + 0.06 * (number - (len(curves) - 1) / 2)
@@ -53,7 +52,7 @@ def label_budget_chart(curves: dict[str, dict[int, Summary]], floors: dict[str, 
 
 def training_chart(runs: dict[str, list[dict[str, float]]]) -> str:
     """Loss by step of some runs: training thin, held out strong."""
-    figure, axes = _axes(4.2, 2.7)
+    figure, axes = new_axes(4.2, 2.7)
     for name, lines in runs.items():
         colour, dash = _run_style(name)
         _line(axes, lines, "loss", color=colour, lw=0.9, alpha=0.45, ls=dash)
@@ -69,30 +68,11 @@ def codebook_chart(histogram: Sequence[Sequence[int]]) -> str:
     """How often each code is used, most used first, mean over the tokens of a latent action."""
     counts = np.sort(np.atleast_2d(np.asarray(histogram, dtype=float)), axis=-1)[:, ::-1]
     share = 100 * (counts / np.maximum(counts.sum(-1, keepdims=True), 1)).mean(0)
-    figure, axes = _axes(4.2, 2.7)
+    figure, axes = new_axes(4.2, 2.7)
     axes.bar(np.arange(len(share)), share, width=0.85, color=ARM_COLOURS["latent_pretrained"])
     axes.axhline(100 / len(share), color=INK, lw=1.2, ls=(0, (4, 3)))
     axes.set(xlabel="code, most used first (dashed: all equally often)", ylabel="transitions, %", ylim=(0, None))
     return svg(figure, "codebook", COLOURS)
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ReportError("the report draws with matplotlib; install it with: pip install 'mvp-lam[report]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes: Any = figure.subplots()
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(INK)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.grid(axis="y", color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    return figure, axes
 
 
 def _line(axes: Any, lines: list[dict[str, float]], key: str, **style: Any) -> None:

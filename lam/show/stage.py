@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from core.config import Config
+from core.drawing import require_drawing
 from core.run import Stage, read_manifest, write_text
 from core.store import Store
 from lam.checkpoint import LamFacts, load_lam
@@ -18,7 +19,7 @@ from lam.show.meanings import Meaning, direction_of, distances_of, meanings_of_t
 from lam.show.nearest import principal_plane
 from lam.show.pictures import Pictures
 from lam.show.sample import Clips, Motion, ShowError, motion_of, take_clips
-from lam.show.template import check_drawing, render
+from lam.show.template import render
 from lam.show.transplant import Transplant, transplants
 from lam.sources import open_features
 
@@ -63,7 +64,7 @@ def show(config: ShowConfig) -> None:
     Raises:
         ShowError: model, episodes and features do not fit together, or the page cannot be drawn.
     """
-    check_drawing()
+    require_drawing()
     model, facts = load_lam(config.lam)
     store = Store.open(config.store)
     source = open_features(store, config.features, facts.encoder)

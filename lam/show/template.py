@@ -1,27 +1,13 @@
 """The template of the page, and how its numbers are written."""
 
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lam.show.agreement import Interval
 from lam.show.meanings import Direction
-from lam.show.sample import ShowError
 
 TEMPLATE = Path(__file__).with_name("page.html")
-NEEDED = ("jinja2", "matplotlib")
-
-
-def check_drawing() -> None:
-    """Before the work is done, that it can be shown.
-
-    Raises:
-        ShowError: what the page is made with is not installed.
-    """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise ShowError(f"the page is made with {' and '.join(missing)}; install: pip install 'mvp-lam[report]'")
 
 
 def render(values: dict[str, Any]) -> str:
