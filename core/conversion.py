@@ -92,8 +92,10 @@ def convert(config: ConversionConfig) -> Store:
             _convert_parts(config, reader, parts, stage)
             _write_notes(config.out, parts, known)
         finish_store(config.out, _info(config, reader), len(parts), config.split)
-        stage.finish(_facts(config), Store.open(config.out).fingerprint)
     store = Store.open(config.out)
+    if not stage.is_done:
+        facts = {"source": config.source, "episodes": len(store.episodes), "frames": store.num_frames}
+        stage.finish(facts | {"notes": _listed(config.out / NOTES)}, store.fingerprint)
     for line in summary(store):
         say(line)
     return store
@@ -256,12 +258,6 @@ def _write_notes(out: Path, parts: list[Part], known: Sequence[str]) -> None:
 def _listed(file: Path) -> list[Any]:
     """The entries of a list in a JSON file; none where there is no file."""
     return list(json.loads(file.read_text())) if file.is_file() else []
-
-
-def _facts(config: ConversionConfig) -> dict[str, Any]:
-    store = Store.open(config.out)
-    facts = {"source": config.source, "episodes": len(store.episodes), "frames": store.num_frames}
-    return facts | {"notes": _listed(config.out / NOTES)}
 
 
 def summary(store: Store) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The feature cache holds exactly what the encoder gives, survives interruptions, and refuses what it is not for."""
 
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,3 +167,11 @@ def test_a_disk_too_small_is_noticed_before_anything_is_written(store, tmp_path,
     with pytest.raises(FeaturesError, match="GB free; free some"):
         FeatureCache.build(store, TINY, tmp_path / "features")
     assert not list(Path(tmp_path / "features").glob("*.npy"))
+
+
+def test_a_copy_of_a_cache_opens_its_files_itself(cache):
+    first, where = FeatureCache.open(cache.directory), all_frames("front")
+    expected = first.features("front", *where)
+    sent = pickle.dumps(first)
+    del first  # closes its files
+    assert np.array_equal(pickle.loads(sent).features("front", *where), expected)
