@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import reduce
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from core.config import Config
+from core.reduction import Reduction, ReductionError, projection_fingerprint, reduction
 from core.rows import RowFile, Rows, RowsError
 from core.run import Stage, is_done, read_manifest
 from core.store import Store
@@ -42,6 +42,8 @@ class FeaturesConfig(Config):
     """Cameras whose frames are encoded."""
     pool: int = 1
     """Patches are averaged over squares of this many a side before they are stored."""
+    components: int = 0
+    """The patches of a frame together are projected on so many principal components; 0: they are stored as they are."""
     encoder: EncoderConfig
     """The tower, so that whoever uses the features can encode further frames alike."""
 
@@ -66,7 +68,7 @@ class FeatureCache:
         self.directory = directory
         self.fingerprint: str = manifest["fingerprint"]
         self.store_fingerprint: str = manifest["inputs"]["store"]
-        self.encoder_fingerprint: str = manifest["inputs"]["encoder"]
+        self.encoder_fingerprint: str = summary.get("projection", manifest["inputs"]["encoder"])
         self.views = tuple(manifest["config"]["views"])
         self.encoder_config = EncoderConfig(**manifest["config"]["encoder"])
         self.pool: int = manifest["config"]["pool"]
@@ -85,16 +87,18 @@ class FeatureCache:
         workers: int = 1,
         views: Sequence[str] | None = None,
         pool: int = 1,
+        components: int = 0,
     ) -> "FeatureCache":
         """Encode all frames of `views` (default: every camera) in `directory`, unless that is done already.
 
         One worker encodes in this process; several are processes with one thread each.
 
         Raises:
-            FeaturesError: a view is unknown, the grid cannot be pooled so, or the disk is too small.
+            FeaturesError: a view is unknown, the grid cannot be pooled so, there are too few frames for so many
+                components, or the disk is too small.
         """
         wanted = tuple(store.info.views if views is None else views)
-        config = FeaturesConfig(views=wanted, pool=pool, encoder=encoder_config)
+        config = FeaturesConfig(views=wanted, pool=pool, components=components, encoder=encoder_config)
         if unknown := set(config.views) - set(store.info.views):
             raise FeaturesError(f"views {sorted(unknown)} are not in the store, which has {list(store.info.views)}")
         inputs = {"store": store.fingerprint, "encoder": encoder_fingerprint(encoder_config)}
@@ -164,15 +168,16 @@ def _encode_store(
 ) -> dict[str, Any]:
     encoder = load_encoder(encoder_config)
     rows = Rows.of(store, config.views).table
-    _create_files(stage.path, rows, config, encoder)
+    form = _reduction(stage.path, store, encoder, config)
+    _create_files(stage.path, rows, config.views, form)
     chunks = [chunk for view, of_view in zip(config.views, rows, strict=True) for chunk in _chunks(view, of_view)]
     chunks = [chunk._replace(number=number) for number, chunk in enumerate(chunks)]
     done = _done_flags(stage.path, len(chunks))
     remaining = [chunk for chunk in chunks if not done[chunk.number]]
     work = (
-        _in_this_process(remaining, stage.path, store, encoder, config.pool)
+        _in_this_process(remaining, stage.path, store, encoder, form)
         if workers == 1
-        else _in_processes(remaining, stage.path, store, encoder_config, config.pool, workers)
+        else _in_processes(remaining, stage.path, store, config, workers)
     )
     total = int(rows[..., 1].sum())
     before = total - sum(chunk.stop - chunk.start for chunk in remaining)
@@ -181,14 +186,22 @@ def _encode_store(
             done[chunk.number] = 1
             bar.update(chunk.stop - chunk.start)
             stage.keep_time()
-    return {
+    facts = {
         "frames": total,
         "encoder": encoder_config.name,
         "weights": encoder.source,
-        "grid_rows": encoder.grid.rows // config.pool,
-        "grid_cols": encoder.grid.cols // config.pool,
-        "dim": encoder.dim,
+        "grid_rows": form.grid.rows,
+        "grid_cols": form.grid.cols,
+        "dim": form.dim,
     }
+    return facts | ({"projection": projection_fingerprint(stage.path)} if config.components else {})
+
+
+def _reduction(directory: Path, store: Store, encoder: VisualEncoder, config: FeaturesConfig) -> Reduction:
+    try:
+        return reduction(directory, store, config.views, encoder, config.pool, config.components)
+    except ReductionError as error:
+        raise FeaturesError(str(error)) from None
 
 
 def _chunks(view: str, rows: Int[np.ndarray, "episodes 2"]) -> Iterator[Chunk]:
@@ -198,26 +211,24 @@ def _chunks(view: str, rows: Int[np.ndarray, "episodes 2"]) -> Iterator[Chunk]:
 
 
 def _create_files(
-    directory: Path, rows: Int[np.ndarray, "views episodes 2"], config: FeaturesConfig, encoder: VisualEncoder
+    directory: Path, rows: Int[np.ndarray, "views episodes 2"], views: Sequence[str], form: Reduction
 ) -> None:
     """Claim the space of all files at once: writing to a memory map on a full disk would kill the process."""
-    if encoder.grid.rows % config.pool or encoder.grid.cols % config.pool:
-        raise FeaturesError(f"pool is {config.pool}, which does not divide the patch grid {tuple(encoder.grid)}")
     if (directory / "rows.npy").exists():
         return
     lengths = rows[..., 1].sum(axis=1).tolist()
-    shape = (encoder.num_patches // config.pool**2, encoder.dim)
+    shape = (form.grid.rows * form.grid.cols, form.dim)
     needed, free = sum(lengths) * shape[0] * shape[1] * 2, shutil.disk_usage(directory).free
     if needed > 0.98 * free:
         raise FeaturesError(
             f"features need {needed / 1e9:.2f} GB and the disk of {directory} has {free / 1e9:.2f} GB free; free some, "
             "choose another directory, fewer views, or a larger pool"
         )
-    for view, length in zip(config.views, lengths, strict=True):
+    for view, length in zip(views, lengths, strict=True):
         file = np.lib.format.open_memmap(directory / f"{view}.npy", "w+", np.float16, (length, *shape))
         with open(directory / f"{view}.npy", "r+b") as claimed:
             os.posix_fallocate(claimed.fileno(), 0, file.offset + file.nbytes)
-    Rows(config.views, rows).save(directory)
+    Rows(tuple(views), rows).save(directory)
 
 
 def _done_flags(directory: Path, chunks: int) -> np.memmap:
@@ -230,29 +241,30 @@ def _done_flags(directory: Path, chunks: int) -> np.memmap:
 
 
 def _in_this_process(
-    chunks: list[Chunk], directory: Path, store: Store, encoder: VisualEncoder, pool: int
+    chunks: list[Chunk], directory: Path, store: Store, encoder: VisualEncoder, form: Reduction
 ) -> Iterator[Chunk]:
     for chunk in chunks:
-        _encode_chunk(chunk, directory, store, encoder, pool)
+        _encode_chunk(chunk, directory, store, encoder, form)
         yield chunk
 
 
 def _in_processes(
-    chunks: list[Chunk], directory: Path, store: Store, config: EncoderConfig, pool: int, workers: int
+    chunks: list[Chunk], directory: Path, store: Store, config: FeaturesConfig, workers: int
 ) -> Iterator[Chunk]:
-    start = (str(directory), str(store.path), config, pool)
+    start = (directory, str(store.path), config)
     with worker_pool(workers, _start_worker, start) as processes:
         for future in as_completed([processes.submit(_work, chunk) for chunk in chunks]):
             yield future.result()
 
 
-_worker: tuple[Path, Store, VisualEncoder, int]
+_worker: tuple[Path, Store, VisualEncoder, Reduction]
 
 
-def _start_worker(directory: str, store: str, config: EncoderConfig, pool: int) -> None:
+def _start_worker(directory: Path, store_path: str, config: FeaturesConfig) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = (Path(directory), Store.open(store), load_encoder(config), pool)
+    store, encoder = Store.open(store_path), load_encoder(config.encoder)
+    _worker = (directory, store, encoder, _reduction(directory, store, encoder, config))
 
 
 def _work(chunk: Chunk) -> Chunk:
@@ -260,10 +272,10 @@ def _work(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def _encode_chunk(chunk: Chunk, directory: Path, store: Store, encoder: VisualEncoder, pool: int) -> None:
+def _encode_chunk(chunk: Chunk, directory: Path, store: Store, encoder: VisualEncoder, form: Reduction) -> None:
     device = encoder.device
     images = torch.from_numpy(store.frames(chunk.episode, chunk.view, range(chunk.start, chunk.stop)))
-    batches = [_pooled(encoder(batch.to(device)), encoder.grid, pool) for batch in images.split(BATCH[device.type])]
+    batches = [form(encoder(batch.to(device))) for batch in images.split(BATCH[device.type])]
     features = torch.cat(batches).half().cpu()
     if not (finite := features.isfinite().flatten(1).all(1)).all():
         frame = chunk.start + int((~finite).nonzero()[0, 0])
@@ -274,8 +286,3 @@ def _encode_chunk(chunk: Chunk, directory: Path, store: Store, encoder: VisualEn
     file = np.lib.format.open_memmap(directory / f"{chunk.view}.npy", "r+")
     file[chunk.row : chunk.row + len(images)] = features.numpy()
     file.flush()
-
-
-def _pooled(tokens: torch.Tensor, grid: Grid, pool: int) -> torch.Tensor:
-    sizes = {"rows": grid.rows // pool, "cols": grid.cols // pool, "down": pool, "across": pool}
-    return reduce(tokens, "n (rows down cols across) dim -> n (rows cols) dim", "mean", **sizes)

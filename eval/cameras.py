@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -51,6 +52,10 @@ class RandomCameras(Config):
     """Smallest and largest angle above the table."""
     distance_m: tuple[float, float] = (0.5, 0.75)
     """Smallest and largest distance from the middle of the table."""
+    look_at_height_m: float = FRONT.target[2]
+    """Height above the table of the point that they look at."""
+    is_fixed: bool = False
+    """Each camera has one place for all episodes."""
     camera_motion_m: float = 0.0
     """How far a camera sways to either side of its place during an episode; 0 stands still."""
     sway_period_s: float = 2.0
@@ -67,26 +72,38 @@ class RandomCameras(Config):
         return self
 
 
-def camera_number(name: str) -> int:
-    """0 for the policy camera, n for `random_n`.
+class ViewName(NamedTuple):
+    """What the name of a view says."""
+
+    kind: str
+    """front; random; copy: a random camera's pictures, cut and coloured differently; late: what it sees later."""
+    number: int
+    """Of the random camera, from 1; 0 for the policy's."""
+
+
+def view_name(name: str) -> ViewName:
+    """What is meant by `front`, `random_n`, `copy_n` or `late_n`.
 
     Raises:
-        ValueError: there is no camera of that name.
+        ValueError: there is no such view.
     """
     if name == POLICY_CAMERA:
-        return 0
-    match = re.fullmatch(r"random_([1-9]\d*)", name)
+        return ViewName(name, 0)
+    match = re.fullmatch(r"(random|copy|late)_([1-9]\d*)", name)
     if match is None:
-        raise ValueError(f"unknown view {name!r}; there are {POLICY_CAMERA!r}, 'random_1', 'random_2', ...")
-    return int(match[1])
+        raise ValueError(
+            f"unknown view {name!r}; there are {POLICY_CAMERA!r}, 'random_1', 'random_2', ..., of each also 'copy_1' "
+            "(an augmented copy) and 'late_1' (half a kept frame later)"
+        )
+    return ViewName(match[1], int(match[2]))
 
 
 def place_camera(name: str, seed: int, seconds: float, ranges: RandomCameras) -> CameraPose:
     """Where the camera `name` stands, `seconds` after the start of the episode that `seed` names."""
-    number = camera_number(name)
+    number = view_name(name).number
     if number == 0:
         return FRONT
-    random = np.random.default_rng([seed, number])
+    random = np.random.default_rng([number] if ranges.is_fixed else [seed, number])
     azimuth, elevation = (math.radians(random.uniform(*span)) for span in (ranges.azimuth_deg, ranges.elevation_deg))
     distance = random.uniform(*ranges.distance_m)
     direction = np.array(
@@ -95,5 +112,6 @@ def place_camera(name: str, seed: int, seconds: float, ranges: RandomCameras) ->
     sway = random.normal(size=3)
     phase = random.uniform(0, 2 * math.pi) + 2 * math.pi * seconds / ranges.sway_period_s
     offset = ranges.camera_motion_m * math.sin(phase) * sway / np.linalg.norm(sway)
-    eye = np.array(FRONT.target) + distance * direction + offset
-    return CameraPose(eye=(float(eye[0]), float(eye[1]), float(eye[2])), target=FRONT.target, fov_rad=FRONT.fov_rad)
+    target = (*FRONT.target[:2], ranges.look_at_height_m)
+    eye = np.array(target) + distance * direction + offset
+    return CameraPose(eye=(float(eye[0]), float(eye[1]), float(eye[2])), target=target, fov_rad=FRONT.fov_rad)

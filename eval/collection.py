@@ -8,16 +8,17 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
 from core.episode import Episode
-from core.run import Stage
+from core.run import Stage, is_done, read_manifest
 from core.store import Store, finish_store, is_part_done, is_store_done, write_part
 from core.workers import worker_pool
 from eval.collection_settings import CollectionSettings, EpisodePlan, plan_episodes
 from eval.contact_sheet import write_contact_sheet
-from eval.demonstrations import render_episode, simulate_success
+from eval.demonstrations import SEEDS_BETWEEN_ATTEMPTS, Recording, render_episode, simulate_success
 from eval.maniskill import ManiSkillBenchmark
 from eval.recordings import is_recorded, read_recordings, write_recordings
 
@@ -65,13 +66,37 @@ def simulate_part(part: Part) -> Simulated:
     """Record the episodes of a part with physics alone, unless that was done before."""
     folder, stride = part.settings.out, part.settings.frame_stride
     if not is_recorded(folder, part.number):
-        recordings = [simulate_success(_benchmark_for(part, p), p.seed, part.settings.expert) for p in part.plans]
+        if part.settings.recordings is not None:
+            recordings = _recordings_of(part, part.settings.recordings)
+        else:
+            recordings = [simulate_success(_benchmark_for(part, p), p.seed, part.settings.expert) for p in part.plans]
         write_recordings(folder, part.number, recordings)
     recordings = read_recordings(folder, part.number)
     return Simulated(
         frames=sum(-(-len(recording.actions) // stride) for recording in recordings),
         failures=sum(recording.failures for recording in recordings),
     )
+
+
+def _recordings_of(part: Part, store: Path) -> list[Recording]:
+    """The recordings that another store has of these episodes.
+
+    Raises:
+        ValueError: it has none, or of other episodes, or of experts that behaved differently.
+    """
+    if not is_recorded(store, part.number) or not is_done(store):
+        raise ValueError(f"recordings: {store} is no finished collection with part {part.number}; finish it first")
+    theirs = read_manifest(store)["config"]["expert"]
+    if theirs != part.settings.expert.model_dump(mode="json"):
+        raise ValueError(f"recordings: the experts of {store} were set otherwise: {theirs}")
+    recordings = read_recordings(store, part.number)
+    found = [(r.task, r.seed - r.failures * SEEDS_BETWEEN_ATTEMPTS) for r in recordings]
+    if found != [(plan.task, plan.seed) for plan in part.plans]:
+        raise ValueError(
+            f"recordings: part {part.number} of {store} holds other episodes ({found[0]}, ...) than are wanted "
+            f"({part.plans[0].task}, {part.plans[0].seed}, ...); give groups, first_seed and episodes_per_part alike"
+        )
+    return recordings
 
 
 def render_part(part: Part) -> None:
@@ -112,7 +137,8 @@ def _rendered(part: Part) -> Iterator[Episode]:
 
 
 def _benchmark_for(part: Part, plan: EpisodePlan) -> ManiSkillBenchmark:
-    return _benchmark(plan.task, plan.views, part.settings.image_size, part.settings.random_cameras)
+    settings = part.settings
+    return _benchmark(plan.task, plan.views, settings.image_size, settings.random_cameras, settings.nuisances)
 
 
 @functools.cache

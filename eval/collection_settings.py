@@ -9,8 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from core.config import Config
 from core.spaces import END_EFFECTOR_DELTA
 from core.store import StoreInfo
-from eval.cameras import RandomCameras, camera_number
-from eval.demonstrations import SEEDS_BETWEEN_ATTEMPTS, ExpertSettings
+from core.store_layout import ColumnInfo
+from eval.cameras import POLICY_CAMERA, RandomCameras, view_name
+from eval.demonstrations import OBJECT_POSE, SEEDS_BETWEEN_ATTEMPTS, ExpertSettings
+from eval.nuisances import Nuisances
 from eval.tasks import find_task
 
 CONTROL_HZ = 20.0
@@ -25,7 +27,7 @@ class Group(Config):
     episodes: int = Field(gt=0)
     """How many successful ones to keep."""
     views: tuple[str, ...] = ("front",)
-    """Cameras: front, random_1, random_2, ..."""
+    """Cameras: front, random_1, random_2, ...; copy_1 is an augmented copy of random_1, late_1 half a frame late."""
     labelled: bool = True
     """False: the actions are kept for audits only."""
 
@@ -39,7 +41,7 @@ class Group(Config):
     @classmethod
     def _are_views(cls, views: tuple[str, ...]) -> tuple[str, ...]:
         for view in views:
-            camera_number(view)
+            view_name(view)
         if not views or len(set(views)) < len(views):
             raise ValueError(f"views is {list(views)}; name at least one camera, and each only once")
         return views
@@ -52,6 +54,8 @@ class CollectionSettings(Config):
     """Directory of the store; not part of what identifies it."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0, exclude=True)
     """Processes; the result does not depend on them."""
+    recordings: Path | None = Field(default=None, exclude=True)
+    """Store with the same groups, seeds and experts, whose recordings are rendered instead of simulating them again."""
     groups: tuple[Group, ...] = Field(min_length=1)
     """What to collect; the groups are interleaved, so that every stretch of the store is a mixture."""
     image_size: int = Field(default=112, gt=0)
@@ -66,6 +70,8 @@ class CollectionSettings(Config):
     """Episodes that one process renders, and a resumed run repeats at worst."""
     random_cameras: RandomCameras = RandomCameras()
     """From where random_1, random_2, ... look."""
+    nuisances: Nuisances = Nuisances()
+    """What changes in the pictures without being the robot's doing."""
     expert: ExpertSettings = ExpertSettings()
     """How the experts behave."""
 
@@ -82,14 +88,25 @@ class CollectionSettings(Config):
     @property
     def info(self) -> StoreInfo:
         """What holds for every episode of the store."""
-        views = sorted({view for group in self.groups for view in group.views}, key=camera_number)
+        views = sorted({view for group in self.groups for view in group.views}, key=_by_kind)
         return StoreInfo(
             control_hz=CONTROL_HZ / self.frame_stride,
             views=dict.fromkeys(views, (self.image_size, self.image_size)),
             action_space=END_EFFECTOR_DELTA,
             proprioception_dims=PROPRIOCEPTION_DIMS,
+            columns={name: ColumnInfo("float32", shape) for name, shape in self._columns.items()},
             robot_type="panda",
         )
+
+    @property
+    def _columns(self) -> dict[str, tuple[int]]:
+        rows = self.nuisances.columns(0, range(1))
+        return {OBJECT_POSE: (7,)} | {name: (values.shape[1],) for name, values in rows.items()}
+
+
+def _by_kind(view: str) -> tuple[bool, str, int]:
+    kind, number = view_name(view)
+    return kind != POLICY_CAMERA, kind, number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,17 @@ from jaxtyping import Float32
 
 from core.config import Config
 from core.episode import Episode, View
+from eval.cameras import view_name
 from eval.experts import Expert, Noise
 from eval.maniskill import ManiSkillBenchmark
-from eval.tasks import EVALUATION_SEEDS_FROM
+from eval.tasks import EVALUATION_SEEDS_FROM, find_task
 
 ATTEMPTS = 20
 AT_REST_M = 0.01
 """An expert that wants to move less than this in a control step has arrived."""
 
+OBJECT_POSE = "object_pose"
+"""Column of the pose of the task's object: position (m), quaternion (wxyz)."""
 SEEDS_BETWEEN_ATTEMPTS = 100_000
 """A multiple of every number of instructions, so that another attempt is told the same."""
 
@@ -105,14 +108,25 @@ def render_episode(
     split: str = "train",
 ) -> Episode:
     """The recording as an episode seen by the benchmark's cameras at every `frame_stride`-th control step."""
-    steps = range(0, len(recording.states), frame_stride)
+    late = [camera for camera in benchmark.cameras if view_name(camera).kind == "late"]
+    delay = frame_stride // 2 if late else 0
+    steps = range(0, len(recording.states) - delay, frame_stride)
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in benchmark.cameras}
     extrinsics: dict[str, list[np.ndarray]] = {camera: [] for camera in benchmark.cameras}
-    for step in steps:
+    objects = []
+
+    def look(step: int, cameras: list[str]) -> None:
         benchmark.set_state(recording.states[step], recording.seed, step)
-        for camera, image in benchmark.render().items():
+        for camera, image in benchmark.render(cameras).items():
             frames[camera].append(image)
             extrinsics[camera].append(benchmark.camera_pose(camera).extrinsics)
+
+    for step in steps:
+        look(step, [camera for camera in benchmark.cameras if camera not in late])
+        objects.append(benchmark.object_pose(find_task(recording.task).moved_object))
+        if late:
+            look(step + delay, late)
+    kept = slice(steps[-1] + frame_stride)
     return Episode(
         episode_id=f"{recording.task}/seed={recording.seed}",
         task=recording.task,
@@ -122,9 +136,10 @@ def render_episode(
             camera: View(frames=np.stack(frames[camera]), extrinsics=np.stack(extrinsics[camera]).astype(np.float32))
             for camera in frames
         },
-        actions=benchmark.action_space.over_steps(recording.actions, frame_stride),
+        actions=benchmark.action_space.over_steps(recording.actions[kept], frame_stride),
         action_space=benchmark.action_space,
-        proprioception=recording.proprioception[::frame_stride],
+        proprioception=recording.proprioception[list(steps)],
+        columns={OBJECT_POSE: np.stack(objects)} | benchmark.nuisances.columns(recording.seed, steps),
         is_labelled=is_labelled,
         split=split,
         extra={"seed": recording.seed},

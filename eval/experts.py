@@ -23,6 +23,11 @@ LINE_M = 0.19
 """Distance from the middle of the table at which the hand ends a push that was told as a direction."""
 RISE_M = np.array([0.0, 0.0, 0.08])
 STEP_LIMIT_M = 0.1
+WANDER_STEPS = 4
+WANDER_STEP_M = 0.04
+WANDER_REACH = 2.0
+"""Steps' worth of way that the hand, which lags behind, covers in a movement."""
+WANDER_BOX_M = np.array([[-0.20, -0.25, 0.03], [0.12, 0.25, 0.25]])
 TURN_LIMIT_RAD = 0.08
 
 
@@ -94,6 +99,17 @@ class Expert:
         while True:
             yield self._towards(released + RISE_M, OPEN, yaw, noise_scale=0.0)
 
+    def wander(self) -> Iterator[Intention]:
+        """Move by chance, each movement as long as a kept frame; turn back where the space to move in ends."""
+        random = np.random.default_rng([self._seed, 2])
+        low, high = WANDER_BOX_M
+        while True:
+            step = random.uniform(-WANDER_STEP_M, WANDER_STEP_M, 3)
+            ahead = self._hand + WANDER_REACH * step
+            step = np.where((ahead < low) | (ahead > high), -step, step)
+            for _ in range(WANDER_STEPS):
+                yield Intention(np.array([*step, 0.0, 0.0, 0.0, CLOSED], np.float32), noise_scale=0.0)
+
     def _grasp(self, cube: str) -> Generator[Intention, None, float]:
         """Grasp a cube from above; returns the yaw of the hand."""
         yaw = _grasp_yaw(self._benchmark.object_pose(cube)[3:])
@@ -143,6 +159,7 @@ EXPERTS: dict[str, Callable[[Expert], Iterator[Intention]]] = {
     "PushCubeDirections": Expert.push_as_told,
     "PickCube-v1": Expert.pick,
     "StackCube-v1": Expert.stack,
+    "RandomMotion": Expert.wander,
 }
 
 

@@ -14,7 +14,15 @@ from jaxtyping import Float, Float32, UInt8
 from core.policy import Observation
 from core.spaces import END_EFFECTOR_DELTA, ActionSpace
 from eval.benchmark import StepResult
-from eval.cameras import POLICY_CAMERA, CameraPose, RandomCameras, camera_number, place_camera
+from eval.cameras import POLICY_CAMERA, CameraPose, RandomCameras, place_camera, view_name
+from eval.nuisances import (
+    DISTRACTOR_COLOUR,
+    DISTRACTOR_HALF_SIZE_M,
+    Nuisances,
+    augmented_copy,
+    distractor_position,
+    overlaid,
+)
 from eval.robot_meshes import use_lighter_panda
 from eval.tasks import Task, find_task, is_pushed
 
@@ -40,13 +48,15 @@ class ManiSkillBenchmark:
         cameras: Sequence[str] = (POLICY_CAMERA,),
         image_size: int = 112,
         random_cameras: RandomCameras | None = None,
+        nuisances: Nuisances | None = None,
     ) -> None:
         self.task = task
         self.cameras = tuple(cameras)
         self._rules = find_task(task)
         self._ranges = random_cameras or RandomCameras()
+        self.nuisances = nuisances or Nuisances()
         for camera in self.cameras:
-            camera_number(camera)
+            view_name(camera)
         self._image_size = image_size
         self._environment = _make_environment(self._rules)
         self._is_fresh = True
@@ -107,16 +117,20 @@ class ManiSkillBenchmark:
         self._picture_lens = None
         self._environment.close()
 
-    def render(self) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
-        """What each camera sees at this instant."""
-        for camera, lens in self._lenses.items():
-            _aim(lens, self.camera_pose(camera))
+    def render(self, cameras: Sequence[str] | None = None) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+        """What cameras (default: all) see at this instant."""
+        wanted = self.cameras if cameras is None else cameras
+        for camera in wanted:
+            _aim(self._lenses[camera], self.camera_pose(camera))
+        self._disturb_scene()
         self._scene.update_render()
-        return {camera: _photograph(lens) for camera, lens in self._lenses.items()}
+        return {camera: self._picture_of(camera) for camera in wanted}
 
     def camera_pose(self, camera: str) -> CameraPose:
         """Where a camera stands at this instant."""
-        return place_camera(camera, self._seed, self._steps / self.control_hz, self._ranges)
+        pose = place_camera(camera, self._seed, self._steps / self.control_hz, self._ranges)
+        number = view_name(camera).number
+        return self.nuisances.shaken(pose, number, self._seed, self._steps) if number else pose
 
     def proprioception(self) -> Float32[np.ndarray, "9"]:
         """What the robot feels; see the class."""
@@ -146,18 +160,40 @@ class ManiSkillBenchmark:
         return np.clip(action / scale, -1.0, 1.0).astype(np.float32)[None]
 
     def _is_success(self, info: dict[str, Any]) -> bool:
+        if self._rules.is_free:
+            return self._steps >= self.max_steps
         direction = self._rules.direction(self._seed)
         if direction is None:
             return bool(info["success"][0])
         return is_pushed(self.object_pose(self._rules.moved_object)[:2] - self._start, direction)
 
+    def _picture_of(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        picture = _photograph(self._lenses[camera])
+        kind, number = view_name(camera)
+        if self.nuisances.overlay and number:
+            picture = overlaid(picture, number, self._seed, self._steps)
+        return augmented_copy(picture, number, self._seed) if kind == "copy" else picture
+
+    def _disturb_scene(self) -> None:
+        """Put lamps and distractor as they are at this instant."""
+        if self._distractor is not None:
+            self._distractor.set_pose(_pose_at(distractor_position(self._seed, self._steps)))
+        if self.nuisances.light:
+            factor = self.nuisances.brightness(self._seed, self._steps)
+            self._scene.set_ambient_light(factor * self._ambient)
+            for lamp, colour in self._lamps:
+                lamp.set_color(factor * colour)
+
     def _furnish(self) -> None:
-        """Put cameras into a newly built scene and hide what no camera shall see."""
+        """Put cameras and distractor into a newly built scene and hide what no camera shall see."""
         self._scene = self._environment.scene.sub_scenes[0]
         self._lenses = {camera: self._add_camera(camera, self._image_size) for camera in self.cameras}
         self._picture_lens = None
         for name in self._rules.hidden:
             getattr(self._environment, name).hide_visual()
+        self._ambient = np.array(self._scene.ambient_light)
+        self._lamps = [(lamp, np.array(lamp.color)) for lamp in _lamps_of(self._scene)]
+        self._distractor = _add_box(self._scene) if self.nuisances.distractor else None
 
     def _add_camera(self, name: str, size: int) -> Any:
         return self._scene.add_camera(name, width=size, height=size, fovy=1.0, near=0.01, far=100.0)
@@ -212,6 +248,30 @@ def _aim(lens: Any, pose: CameraPose) -> None:
     matrix[:3, :3], matrix[:3, 3] = pose.axes.T, pose.eye
     lens.entity.set_pose(sapien.Pose(matrix))
     lens.set_fovy(pose.fov_rad)
+
+
+def _lamps_of(scene: Any) -> list[Any]:
+    kinds = ("RenderDirectionalLightComponent", "RenderPointLightComponent")
+    return [part for thing in scene.entities for part in thing.components if type(part).__name__ in kinds]
+
+
+def _add_box(scene: Any) -> Any:
+    """A thing that is seen and that nothing can touch."""
+    import sapien
+
+    material = sapien.render.RenderMaterial(base_color=[*DISTRACTOR_COLOUR, 1.0])
+    body = sapien.render.RenderBodyComponent()
+    body.attach(sapien.render.RenderShapeBox([DISTRACTOR_HALF_SIZE_M] * 3, material))
+    box = sapien.Entity()
+    box.add_component(body)
+    scene.add_entity(box)
+    return box
+
+
+def _pose_at(position: Float[np.ndarray, "3"]) -> Any:
+    import sapien
+
+    return sapien.Pose(position.astype(np.float32))
 
 
 def _photograph(lens: Any) -> UInt8[np.ndarray, "height width 3"]:

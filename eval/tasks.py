@@ -23,10 +23,12 @@ class Task:
     """What the robot may be told; the seed chooses, in turn."""
     max_steps: int
     """Control steps after which an episode is over."""
+    moved_object: str = "cube"
+    """Attribute of the scene that the task is about."""
     directions: tuple[tuple[float, float], ...] = ()
     """One unit vector (x, y) an instruction along which `moved_object` must go; empty: ManiSkill judges success."""
-    moved_object: str = "obj"
-    """Attribute of the scene that `directions` are about."""
+    is_free: bool = False
+    """There is nothing to achieve: whatever happened until the step limit is a success."""
     hidden: tuple[str, ...] = ()
     """Attributes of the scene that no camera sees."""
     cube_half_size_m: float = 0.02
@@ -43,17 +45,26 @@ class Task:
 
 TASKS = {
     "PushCube-v1": Task(
-        environment="PushCube-v1", instructions=("push the cube onto the red and white target",), max_steps=50
+        environment="PushCube-v1",
+        instructions=("push the cube onto the red and white target",),
+        max_steps=50,
+        moved_object="obj",
     ),
     "PullCube-v1": Task(
-        environment="PullCube-v1", instructions=("pull the cube onto the red and white target",), max_steps=50
+        environment="PullCube-v1",
+        instructions=("pull the cube onto the red and white target",),
+        max_steps=50,
+        moved_object="obj",
     ),
     "PickCube-v1": Task(
         environment="PickCube-v1", instructions=("pick up the red cube and hold it at the green ball",), max_steps=50
     ),
     # Letting go carefully takes longer than ManiSkill's own limit of 50 steps.
     "StackCube-v1": Task(
-        environment="StackCube-v1", instructions=("stack the red cube on the green cube",), max_steps=100
+        environment="StackCube-v1",
+        instructions=("stack the red cube on the green cube",),
+        max_steps=100,
+        moved_object="cubeA",
     ),
     # One scene, four instructions: without the instruction no policy can do better than chance.
     # The robot looks along +x, so its left is +y. Sideways the closed fingers are 2 cm wide: they keep hold of a 4 cm
@@ -67,9 +78,18 @@ TASKS = {
             "push the cube towards the robot",
         ),
         max_steps=50,
+        moved_object="obj",
         directions=((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0)),
         hidden=("goal_region",),
         cube_half_size_m=0.03,
+    ),
+    # What the hand does here does not follow from what can be seen before, as it does where an expert has a goal.
+    "RandomMotion": Task(
+        environment="PickCube-v1",
+        instructions=("move the hand at random",),
+        max_steps=35,
+        is_free=True,
+        hidden=("goal_site",),
     ),
 }
 

@@ -15,6 +15,8 @@ class LamConfig(Config):
     """Form of encoder and decoder: the paper's, or one that learns in minutes from fixed numbers of patches."""
     width: int = Field(default=768, ge=1)
     """Channels of encoder and decoder; of the hidden layers in a perceptron."""
+    patch_width: int = Field(default=24, ge=3)
+    """Channels that a perceptron's encoder keeps of each patch, and of its change; its decoder keeps a third fewer."""
     heads: int = Field(default=12, ge=1)
     """Attention heads of a transformer."""
     encoder_blocks: int = Field(default=12, ge=1)

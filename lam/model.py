@@ -23,8 +23,8 @@ class LatentActionModel(nn.Module):
         self.encoder: nn.Module
         self.decoder: nn.Module
         if config.network == "perceptron":
-            self.encoder = PerceptronEncoder(feature_dim, patches, config.width, tokens, dim)
-            self.decoder = PerceptronDecoder(feature_dim, patches, config.width, tokens, dim)
+            sizes = (feature_dim, patches, config.patch_width, config.width, tokens, dim)
+            self.encoder, self.decoder = PerceptronEncoder(*sizes), PerceptronDecoder(*sizes)
         else:
             width, heads = config.width, config.heads
             self.encoder = LatentActionEncoder(feature_dim, patches, width, config.encoder_blocks, heads, tokens, dim)

@@ -10,21 +10,20 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PATCH_WIDTH = 24
-"""Channels that the encoder keeps of each patch, and of its change; the decoder keeps a third fewer of the patch."""
-
 
 class PerceptronEncoder(nn.Module):
     """What every patch shows first and how it changed, through two hidden layers, to the action tokens."""
 
-    def __init__(self, feature_dim: int, patches: int, width: int, num_tokens: int, code_dim: int) -> None:
+    def __init__(
+        self, feature_dim: int, patches: int, patch_width: int, width: int, num_tokens: int, code_dim: int
+    ) -> None:
         super().__init__()
         self.num_tokens = num_tokens
         self.norm = nn.LayerNorm(feature_dim)
-        self.reduce_first = nn.Linear(feature_dim, PATCH_WIDTH)
-        self.reduce_change = nn.Linear(feature_dim, PATCH_WIDTH)
+        self.reduce_first = nn.Linear(feature_dim, patch_width)
+        self.reduce_change = nn.Linear(feature_dim, patch_width)
         self.net = nn.Sequential(
-            nn.Linear(2 * patches * PATCH_WIDTH, width),
+            nn.Linear(2 * patches * patch_width, width),
             nn.GELU(),
             nn.Linear(width, width),
             nn.GELU(),
@@ -42,10 +41,12 @@ class PerceptronEncoder(nn.Module):
 class PerceptronDecoder(nn.Module):
     """The first frame and action tokens of any view to the later frame; knows neither view nor camera pose."""
 
-    def __init__(self, feature_dim: int, patches: int, width: int, num_tokens: int, code_dim: int) -> None:
+    def __init__(
+        self, feature_dim: int, patches: int, patch_width: int, width: int, num_tokens: int, code_dim: int
+    ) -> None:
         super().__init__()
         self.patches = patches
-        kept = PATCH_WIDTH * 2 // 3
+        kept = patch_width * 2 // 3
         self.reduce = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, kept), nn.GELU())
         self.from_patches = nn.Linear(patches * kept, width)
         self.from_action = nn.Linear(num_tokens * code_dim, width)

@@ -20,6 +20,8 @@ class CacheFeaturesConfig(Config):
     """Cameras to encode; empty: all of the store."""
     pool: int = 1
     """Patches averaged along each side of the grid before they are stored; 2 makes the files four times smaller."""
+    components: int = 0
+    """Principal components of all patches together that are stored instead of the patches; 0: the patches."""
     workers: int = 1
     """Processes that encode, with one thread each; 1: this process, with every thread (right for a GPU)."""
 
@@ -27,7 +29,9 @@ class CacheFeaturesConfig(Config):
 def main() -> None:
     config = parse_command_line(CacheFeaturesConfig, "Encode every frame of a store once.")
     views = config.views or None
-    FeatureCache.build(Store.open(config.store), config.encoder, config.out, config.workers, views, config.pool)
+    FeatureCache.build(
+        Store.open(config.store), config.encoder, config.out, config.workers, views, config.pool, config.components
+    )
 
 
 if __name__ == "__main__":

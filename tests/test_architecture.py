@@ -29,6 +29,7 @@ NEED_TORCH = {
         "live_features",
         "loading",
         "metrics",
+        "reduction",
         "stopping",
         "training",
         "vision",

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from core.episode import Episode, View
 from core.frames import FeatureCache, FeaturesError
@@ -145,6 +146,34 @@ def test_pooling_averages_squares_of_patches(store, cache, tmp_path):
     assert (pooled.num_patches, pooled.grid) == (4, (2, 2))
     top_right = full[:, [2, 3, 6, 7]].mean(axis=1)
     np.testing.assert_allclose(pooled.features("side", *all_frames("side"))[:, 1], top_right, atol=5e-3)
+
+
+def test_principal_components_of_the_whole_map_are_those_of_a_library(store, cache, tmp_path):
+    reduced = FeatureCache.build(store, TINY, tmp_path / "features", components=3)
+    maps = {view: cache.features(view, *all_frames(view)).astype(np.float64) for view in VIEWS[0]}
+    everything = np.concatenate([values.reshape(len(values), -1) for values in maps.values()])
+    oracle = PCA(3, svd_solver="full").fit(everything)
+    kept = oracle.transform(everything) / np.sqrt(np.mean(oracle.transform(everything) ** 2))
+    ours = np.concatenate([reduced.features(view, *all_frames(view))[:, 0] for view in maps])
+    signs = np.sign((kept * ours).sum(axis=0))
+    np.testing.assert_allclose(ours * signs, kept, atol=0.02)
+    assert (tuple(reduced.grid), reduced.dim) == ((1, 1), 3)
+
+
+def test_components_of_other_frames_mean_something_else(store, cache, tmp_path):
+    both = FeatureCache.build(store, TINY, tmp_path / "both", components=3, workers=2)
+    front = FeatureCache.build(store, TINY, tmp_path / "front", views=["front"], components=3)
+    assert len({both.encoder_fingerprint, front.encoder_fingerprint, cache.encoder_fingerprint}) == 3
+    again = FeatureCache.build(store, TINY, tmp_path / "again", components=3)
+    assert again.encoder_fingerprint == both.encoder_fingerprint
+    np.testing.assert_array_equal(
+        again.features("front", *all_frames("front")), both.features("front", *all_frames("front"))
+    )
+
+
+def test_more_components_than_frames_are_refused(store, tmp_path):
+    with pytest.raises(FeaturesError, match=r"cannot give 50 principal components; lower components"):
+        FeatureCache.build(store, TINY, tmp_path / "features", components=50)
 
 
 def test_features_of_other_episodes_or_another_encoder_are_refused(cache):
