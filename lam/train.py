@@ -23,6 +23,7 @@ from lam.mixture import Mixture, first_rows
 from lam.model import LatentActionModel
 from lam.objectives.by_name import OBJECTIVES
 from lam.objectives.interface import DataFacts, Objective
+from lam.objectives.reconstruction import OwnAndCross
 from lam.sources import DataConfig, Source, common_size, gap_of_all, inputs_of, open_sources, transitions
 
 VALIDATION_SAMPLES = 512
@@ -36,6 +37,8 @@ class TrainLamConfig(DataConfig):
     """Directory of the run."""
     objective: str = "self_cross"
     """What the latent action has to explain: a name in lam/objectives/by_name.py."""
+    cross_weight: float = Field(default=1.0, gt=0)
+    """self_cross and mismatched: weight of the second reconstruction relative to the first."""
     labelled_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training episodes whose actions objective action_supervised sees; no other sees any."""
     hidden_actions: bool = False
@@ -60,6 +63,8 @@ class TrainLamConfig(DataConfig):
     def _parts_fit(self) -> "TrainLamConfig":
         if self.objective == "published" and self.pairs_per_transition:
             raise ValueError("objective published sums over all pairs of views; set pairs_per_transition: 0")
+        if self.cross_weight != 1.0 and not issubclass(OBJECTIVES[self.objective], OwnAndCross):
+            raise ValueError(f"objective {self.objective} has no second reconstruction; leave cross_weight at 1")
         if self.gradient_checkpointing and self.model.network == "perceptron":
             raise ValueError("gradient_checkpointing is for network transformer; a perceptron has nothing to forget")
         return self
@@ -132,7 +137,10 @@ def make_objective(config: TrainLamConfig, model: LatentActionModel, sources: di
         senses=common_size(sources, "proprioception") if "proprioception" in kind.needs else 0,
     )
     model.checkpoint_gradients(config.gradient_checkpointing)
-    return kind(model, facts)
+    objective = kind(model, facts)
+    if isinstance(objective, OwnAndCross):
+        objective.cross_weight = config.cross_weight
+    return objective
 
 
 def validation(dataset: Mixture, accelerator: Accelerator) -> Callable[[nn.Module], dict[str, float]]:

@@ -18,15 +18,17 @@ class Own(Objective):
 
 
 class OwnAndCross(Objective):
-    """Each view's future from its own latent action and from another view's, with equal weight (the paper's idea)."""
+    """Each view's future from its own latent action and from another view's (the paper's idea)."""
 
     views_needed = 2
+    cross_weight = 1.0
+    """Of the other view's, relative to the own one's."""
 
     def terms(self, batch: Transitions) -> Terms:
         """self, cross, bottleneck."""
         encoded = self.encode(batch)
         own, cross = self._errors(batch, encoded, batch.cross)
-        loss = (own + cross) / 2 + encoded.bottleneck
+        loss = (own + self.cross_weight * cross) / (1 + self.cross_weight) + encoded.bottleneck
         return {"loss": loss, "self": own, "cross": cross, "bottleneck": encoded.bottleneck}
 
     def _errors(self, batch: Transitions, encoded: Encoded, cross: Int[Tensor, "cross 2"]) -> tuple[Tensor, Tensor]:

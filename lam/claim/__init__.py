@@ -1,0 +1,1 @@
+"""The paper's claim, settled: what cross-viewpoint reconstruction does to latent actions under each nuisance."""

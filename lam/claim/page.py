@@ -1,0 +1,204 @@
+"""The page of the claim: what was found, in a picture, a table and a paragraph that follows from the intervals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.drawing import require_drawing
+from core.run import say, write_json, write_text
+from lam.audit.significance import PairedEffect, paired_effect, smallest_p
+from lam.claim.effects import Contrast, Results, contrasts, interaction
+from lam.claim.measures import Bench, feature_bits
+from lam.claim.plots import NAMES, arms_picture, effects_picture, label, sweep_picture
+from lam.claim.settings import ClaimConfig
+from lam.claim.train import train_all
+
+PAIRS = [("self_cross", "self"), ("self_cross", "mismatched"), ("mismatched", "self")]
+DECISIVE = ("N2", "N3")
+"""Independent camera motion against a distractor that all cameras see."""
+
+
+def settle(config: ClaimConfig) -> None:
+    """Train and measure what is missing, then write effects.json, the pictures and README.md to `out`."""
+    require_drawing()
+    results = Results(train_all(config))
+    out = Path(config.out)
+    others = [arm for arm in results.arms if arm not in ("self", "self_cross", "mismatched")]
+    main = contrasts(results, PAIRS)
+    rest = contrasts(results, [(arm, "self") for arm in others])
+    decisive = decisive_interactions(results)
+    features = {name: round(_feature_bits(config, name), 4) for name in results.conditions}
+    sweep = sweep_effects(results, config)
+    effects_picture(out / "effects.png", main)
+    arms_picture(out / "arms.png", results, features)
+    if sweep:
+        sweep_picture(out / "sweep.png", sweep)
+    write_json(
+        out / "effects.json",
+        {
+            "contrasts": [flat(c) for c in main + rest],
+            "interactions": {name: effect._asdict() for name, effect in decisive.items()},
+            "frozen_feature_bits": features,
+            "sweep": {name: {c: e._asdict() for c, e in by.items()} for name, by in sweep.items()},
+        },
+    )
+    text = page(results, main, rest, decisive, features, bool(sweep))
+    write_text(out / "README.md", text)
+    say(f"settle_claim: {out / 'README.md'}")
+
+
+def decisive_interactions(results: Results) -> dict[str, PairedEffect]:
+    """The effect under independent camera motion minus that under a shared distractor, by measure and baseline."""
+    found = {}
+    for measure in ("action_bits", "view_bits"):
+        for baseline in ("self", "mismatched"):
+            effect = interaction(results, *DECISIVE, "self_cross", baseline, measure)
+            if effect is not None:
+                found[f"{measure} over {baseline}"] = effect
+    return found
+
+
+def sweep_effects(results: Results, config: ClaimConfig) -> dict[str, dict[str, PairedEffect]]:
+    """Self + cross minus self in each setting and condition."""
+    found: dict[str, dict[str, PairedEffect]] = {}
+    for setting in ("main", *results.settings) if results.settings else ():
+        for condition in config.more_conditions:
+            both = results.pair(condition, "self_cross", config.baseline, "action_bits", setting)
+            if both is not None:
+                found.setdefault(setting, {})[condition] = paired_effect(*both)
+    return found
+
+
+def flat(contrast: Contrast) -> dict[str, Any]:
+    """One JSON object a contrast."""
+    return contrast._asdict() | {"effect": contrast.effect._asdict()}
+
+
+def page(
+    results: Results,
+    main: list[Contrast],
+    rest: list[Contrast],
+    decisive: dict[str, PairedEffect],
+    features: dict[str, float],
+    has_sweep: bool,
+) -> str:
+    """README.md."""
+    seeds = max(len(results.seeds(c, "self_cross")) for c in results.conditions)
+    episodes = main[0].effect.episodes
+    lines = [
+        "# Does cross-viewpoint reconstruction make latent actions more about the action?",
+        "",
+        "Made by `bash scripts/settle_claim.sh`; what was fixed before the run stands in "
+        "[docs/claim.md](../../claim.md), the raw results in `results.jsonl` beside this page, every number below with "
+        "its tests in `effects.json`. "
+        f"{seeds} paired seeds, {episodes} held-out episodes, each transition seen by 4 cameras that training never "
+        f"used in that place. With {seeds} pairs the smallest p is {smallest_p(seeds):.2g}.",
+        "",
+        conclusion(results, main, decisive),
+        "",
+        "![Effects](effects.png)",
+        "",
+        *effects_table(main),
+        "",
+        "## Every arm",
+        "",
+        "![Arms](arms.png)",
+        "",
+        *arms_table(results, features),
+        "",
+        *(["## Every other arm against self", "", *effects_table(rest), ""] if rest else []),
+        *(["## Is the sign stable?", "", "![Sweep](sweep.png)", ""] if has_sweep else []),
+    ]
+    return "\n".join(lines)
+
+
+def conclusion(results: Results, main: list[Contrast], decisive: dict[str, PairedEffect]) -> str:
+    """What follows from the intervals."""
+
+    def where(measure: str, baseline: str, sign: int) -> list[str]:
+        return [
+            c.condition
+            for c in main
+            if (c.measure, c.treatment, c.baseline) == (measure, "self_cross", baseline) and _is_beyond(c.effect, sign)
+        ]
+
+    more, less = where("action_bits", "self", 1), where("action_bits", "self", -1)
+    specific = [c for c in where("action_bits", "mismatched", 1) if c in more]
+    fewer_views = where("view_bits", "self", -1)
+    parts = [
+        f"Against self-reconstruction alone, cross-viewpoint reconstruction gives more bits about the action under "
+        f"{_listed(more)} and fewer under {_listed(less)} (95 % intervals that exclude zero; seven nuisances). ",
+        f"It beats its negative control, reconstruction across *mismatched* transitions, under {_listed(specific)} of "
+        "those: only there is the gain due to looking at the same motion. ",
+        f"Codes tell fewer bits about the camera under {_listed(fewer_views)}. ",
+    ]
+    effect = decisive.get("action_bits over self")
+    if effect is not None:
+        verdict = (
+            "as an action-centric effect predicts"
+            if _is_beyond(effect, 1)
+            else "the opposite of what an action-centric effect predicts"
+            if _is_beyond(effect, -1)
+            else "that it helps more against camera motion than against a shared distractor is not borne out"
+        )
+        parts.append(
+            f"The decisive interaction, its gain when cameras move independently minus its gain when all cameras see a "
+            f"distractor, is {_signed(effect)} bits: {verdict}."
+        )
+    return "".join(parts)
+
+
+def effects_table(found: list[Contrast]) -> list[str]:
+    """Markdown rows of contrasts."""
+    rows = [
+        "| nuisance | what | measure | difference (95 %) | seeds above 0 | p | p (Holm) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in found:
+        what = f"{label(c.treatment)} minus {label(c.baseline)}"
+        measure = c.measure.removesuffix("_bits")
+        rows.append(
+            f"| {NAMES.get(c.condition, c.condition)} | {what} | {measure} | {_signed(c.effect)} | "
+            f"{c.effect.positive}/{c.effect.seeds} | {c.effect.p_permutation:.3f} | {c.p_holm:.3f} |"
+        )
+    return rows
+
+
+def arms_table(results: Results, features: dict[str, float]) -> list[str]:
+    """Markdown rows of means over seeds: action bits / NMSE / view bits / kappa / code entropy."""
+    names = ("action_bits", "action_nmse", "view_bits", "kappa", "token_entropy_bits", "hand_bits")
+    heads = ("action bits", "action NMSE", "view bits", "kappa", "entropy", "hand position given action, bits")
+    rows = ["| nuisance | arm | " + " | ".join(heads) + " | seeds |", "|---|---|" + "---|" * (len(heads) + 1)]
+    for condition in results.conditions:
+        for arm in results.arms:
+            if not results.seeds(condition, arm):
+                continue
+            means = [np.mean(results.values(condition, arm, name)) for name in names]
+            cells = " | ".join(
+                f"{mean:.2f}" if name != "action_bits" else f"{mean:.3f}"
+                for name, mean in zip(names, means, strict=True)
+            )
+            rows.append(f"| {condition} | {label(arm)} | {cells} | {len(results.seeds(condition, arm))} |")
+        if condition in features:
+            rows.append(
+                f"| {condition} | frozen feature difference, no bottleneck | {features[condition]:.3f} | | | | | | |"
+            )
+    return rows
+
+
+def _feature_bits(config: ClaimConfig, condition: str) -> float:
+    bench = Bench(Path(config.data) / condition, config.test_views, 0.2)
+    return feature_bits(bench)
+
+
+def _is_beyond(effect: PairedEffect, sign: int) -> bool:
+    return effect.ci95[0] > 0 if sign > 0 else effect.ci95[1] < 0
+
+
+def _signed(effect: PairedEffect) -> str:
+    return f"{effect.mean:+.3f} ({effect.ci95[0]:+.3f} to {effect.ci95[1]:+.3f})"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "none"

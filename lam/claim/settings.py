@@ -1,0 +1,129 @@
+"""Which latent action models are trained on what to settle the claim: conditions, arms and seeds, spelt out as runs."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from core.config import Config, load_config
+from core.run import fingerprint_of
+from lam.train import TrainLamConfig
+
+FLOOR = "untrained"
+"""The arm that is not trained: what the architecture alone tells."""
+
+
+class ClaimConfig(Config):
+    """A run of scripts/settle_claim.py."""
+
+    out: str
+    """Directory of results.jsonl, the page and its pictures."""
+    data: str
+    """Directory with a folder a condition, each with `episodes` and `features`."""
+    runs: str
+    """Directory of the trained models."""
+    base: str = "configs/lam/claim.yaml"
+    """Configuration that all arms start from."""
+    conditions: tuple[str, ...]
+    """Nuisances: folders of `data`."""
+    arms: dict[str, dict[str, Any]]
+    """Keys of the base configuration that each arm changes."""
+    more_arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further arms, under `more_conditions` only."""
+    more_conditions: tuple[str, ...] = ()
+    """Nuisances of the further arms and of the sweep."""
+    baseline: str = "self"
+    """The arm that effects are differences from."""
+    seeds: int = Field(default=10, ge=1)
+    """Paired seeds of each arm and condition."""
+    sweep: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings in which `self` and `self_cross` are compared again: keys that each changes in both."""
+    sweep_seeds: int = Field(default=3, ge=0)
+    """Paired seeds of each setting."""
+    test_views: tuple[str, ...] = ("random_1", "random_2", "random_3", "random_4")
+    """Cameras whose codes are measured, on held-out episodes."""
+    workers: int = Field(default=2, ge=1)
+    """Processes, one thread each."""
+
+    @model_validator(mode="after")
+    def _arms_are_known(self) -> "ClaimConfig":
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+        return self
+
+
+class Run(NamedTuple):
+    """One model to train and measure."""
+
+    condition: str
+    setting: str
+    """main, or a name of the sweep."""
+    arm: str
+    seed: int
+    config: dict[str, Any]
+    """Keys that differ from the base configuration."""
+
+    @property
+    def name(self) -> str:
+        """Folder below `runs`."""
+        return f"{self.condition}/{self.setting}/{self.arm}/{self.seed}"
+
+    @property
+    def config_key(self) -> str:
+        """What identifies its configuration but for condition and seed."""
+        return fingerprint_of(self.config)
+
+    @property
+    def key(self) -> str:
+        """What identifies it, its configuration included."""
+        return f"{self.name}:{self.config_key}"
+
+
+def runs_of(config: ClaimConfig) -> list[Run]:
+    """All runs, seed by seed, so that a part of the results is already a whole with fewer seeds."""
+    main = [
+        Run(condition, "main", arm, seed, changes)
+        for conditions, arms in ((config.conditions, config.arms), (config.more_conditions, config.more_arms))
+        for seed in range(config.seeds)
+        for condition in conditions
+        for arm, changes in arms.items()
+    ]
+    sweep = [
+        Run(condition, setting, arm, seed, changes | config.arms[arm])
+        for seed in range(config.sweep_seeds)
+        for setting, changes in config.sweep.items()
+        for condition in config.more_conditions
+        for arm in (config.baseline, "self_cross")
+    ]
+    return main + sweep
+
+
+def train_config(config: ClaimConfig, run: Run) -> TrainLamConfig:
+    """The full configuration of a run.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    data = Path(config.data) / run.condition
+    overrides = {
+        "out": str(Path(config.runs) / run.name),
+        "data.video.store": str(data / "episodes"),
+        "data.video.features": str(data / "features"),
+        "training.seed": run.seed,
+    }
+    return load_config(TrainLamConfig, config.base, {} | run.config | overrides)
+
+
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """Records of finished runs by key; a half-written last line is left out."""
+    if not path.exists():
+        return {}
+    records = {}
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        records[record["key"]] = record
+    return records

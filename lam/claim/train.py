@@ -1,0 +1,97 @@
+"""Training and measuring one run after another in each of several processes; what is done is kept, line by line."""
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tqdm import tqdm
+
+from core.run import is_done, say
+from core.workers import worker_pool
+from lam.audit.audit import sample_codes
+from lam.checkpoint import load_lam
+from lam.claim.measures import Bench, measure
+from lam.claim.settings import FLOOR, ClaimConfig, Run, read_records, runs_of, train_config
+from lam.codebook_watch import start_codebook
+from lam.model import LatentActionModel
+from lam.sources import open_sources
+from lam.train import TrainLamConfig, train, transitions_for
+
+
+def train_all(config: ClaimConfig) -> list[dict[str, Any]]:
+    """Records of all runs, in their order; those that `results.jsonl` lacks are trained first."""
+    runs = runs_of(config)
+    for run in {run.config_key: run for run in runs}.values():
+        train_config(config, run)  # a wrong key is said now, not after hours
+    file = Path(config.out) / "results.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = read_records(file)
+    missing = [run for run in runs if run.key not in known]
+    if missing:
+        say(f"settle_claim: {len(runs) - len(missing)} of {len(runs)} runs are there; {config.workers} processes")
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", desc="claim", smoothing=0.05) as bar:
+        for record in _finished(config, missing):
+            with file.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+            known[record["key"]] = record
+            bar.update()
+    return [known[run.key] for run in runs]
+
+
+def _finished(config: ClaimConfig, runs: list[Run]) -> Iterator[dict[str, Any]]:
+    if not runs:
+        return
+    with worker_pool(min(config.workers, len(runs))) as pool:
+        for future in as_completed([pool.submit(one_run, config, run) for run in runs]):
+            yield future.result()
+
+
+def one_run(config: ClaimConfig, run: Run) -> dict[str, Any]:
+    """Train a run, unless that was done, and measure it."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    training = train_config(config, run)
+    bench = _bench(Path(config.data) / run.condition, config.test_views, training.gap_s)
+    if run.arm == FLOOR:
+        model = untrained(training)
+    else:
+        if not is_done(training.out):
+            train(training)
+        model, _ = load_lam(training.out)
+    seconds = time.monotonic() - started
+    codes = sample_codes(model, bench.sample)
+    _keep_codes(Path(config.runs) / run.name, codes)
+    record = {"key": run.key, **run._asdict(), "seconds": round(seconds, 1)}
+    record.pop("config")
+    return record | rounded(measure(codes, model.config.num_codes, bench))
+
+
+def untrained(config: TrainLamConfig) -> LatentActionModel:
+    """A model as it is before its first step, its codes placed on its own encodings."""
+    mixture = transitions_for(config, open_sources(config), "train")
+    torch.manual_seed(config.training.seed)
+    model = LatentActionModel(config.model, mixture.dim, mixture.num_patches).eval()
+    start_codebook(model, mixture, config.training.seed)
+    return model
+
+
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """Numbers to five digits behind the point: results are kept for good and should be small."""
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
+
+
+def _keep_codes(folder: Path, codes: Int[np.ndarray, "n tokens"]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "codes.npy", codes.astype(np.int16))
+
+
+@functools.lru_cache(maxsize=4)
+def _bench(data: Path, views: tuple[str, ...], gap_s: float) -> Bench:
+    return Bench(data, views, gap_s)
