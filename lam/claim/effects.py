@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lam.audit.significance import EpisodeSums, PairedEffect, difference_of_differences, holm, paired_effect
+from core.significance import EpisodeSums, PairedEffect, difference_of_differences, holm, paired_effect
 
 MEASURES = {"action_bits": "bits about the action", "view_bits": "bits about the camera"}
 

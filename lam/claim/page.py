@@ -7,7 +7,7 @@ import numpy as np
 
 from core.drawing import require_drawing
 from core.run import say, write_json, write_text
-from lam.audit.significance import PairedEffect, paired_effect, smallest_p
+from core.significance import PairedEffect, paired_effect, smallest_p
 from lam.claim.effects import Contrast, Results, contrasts, interaction
 from lam.claim.measures import Bench, feature_bits
 from lam.claim.plots import NAMES, arms_picture, effects_picture, label, sweep_picture

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lam.audit.significance import PairedEffect
+from core.significance import PairedEffect
 from lam.claim.effects import MEASURES, Contrast, Results
 
 NAMES = {

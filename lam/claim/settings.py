@@ -33,6 +33,8 @@ class ClaimConfig(Config):
     """Further arms, under `more_conditions` only."""
     more_conditions: tuple[str, ...] = ()
     """Nuisances of the further arms and of the sweep."""
+    only_arms: tuple[str, ...] = ()
+    """Arms to run of all those above; empty: all."""
     baseline: str = "self"
     """The arm that effects are differences from."""
     seeds: int = Field(default=10, ge=1)
@@ -48,8 +50,9 @@ class ClaimConfig(Config):
 
     @model_validator(mode="after")
     def _arms_are_known(self) -> "ClaimConfig":
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+        known = {**self.arms, **self.more_arms}
+        if unknown := {self.baseline, "self_cross", *self.only_arms} - set(known):
+            raise ValueError(f"{sorted(unknown)} are none of the arms {list(known)}")
         return self
 
 
@@ -88,6 +91,7 @@ def runs_of(config: ClaimConfig) -> list[Run]:
         for seed in range(config.seeds)
         for condition in conditions
         for arm, changes in arms.items()
+        if not config.only_arms or arm in config.only_arms
     ]
     sweep = [
         Run(condition, setting, arm, seed, changes | config.arms[arm])
