@@ -1,6 +1,5 @@
 """Results of episodes: one JSON line each, and the statistics that may be said of them."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from core.run import say
+from core.json_lines import LinesError, append_json_line, read_json_lines
 
 
 class ResultsError(ValueError):
@@ -83,11 +82,7 @@ class Comparison(NamedTuple):
 
 def append_result(path: str | Path, result: Result) -> None:
     """Add one line in one flushed write; a half-written line that a killed run left is cut off first."""
-    line = (json.dumps(asdict(result)) + "\n").encode()
-    with Path(path).open("ab+") as file:
-        _cut_half_line(Path(path), file.tell())
-        file.write(line)
-        file.flush()
+    append_json_line(path, asdict(result))
 
 
 def read_results(path: str | Path) -> list[Result]:
@@ -99,15 +94,15 @@ def read_results(path: str | Path) -> list[Result]:
     path = Path(path)
     if not path.is_file():
         raise ResultsError(f"no results at {path}; make them with scripts/evaluate.py")
-    text = path.read_text()
-    *lines, rest = text.split("\n")
-    if rest:
-        say(f"{path}: dropped a half-written last line (the run was killed while writing it)")
+    try:
+        lines = read_json_lines(path)
+    except LinesError as error:
+        raise ResultsError(str(error)) from None
     results: dict[tuple[str, str, int], Result] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, values in enumerate(lines, start=1):
         try:
-            result = Result(**json.loads(line))
-        except (json.JSONDecodeError, TypeError) as error:
+            result = Result(**values)
+        except TypeError as error:
             raise ResultsError(f"{path}, line {number} is not a result ({error}); remove that line") from None
         results[result.key] = result
     return list(results.values())
@@ -176,10 +171,3 @@ def compare(first: Iterable[Result], second: Iterable[Result]) -> Comparison:
     only_second = sum(theirs[key] and not ours[key] for key in shared)
     difference = (a - b) / n if n else 0.0
     return Comparison(n, difference, newcombe(a, n, b, n), only_first, only_second, mcnemar(only_first, only_second))
-
-
-def _cut_half_line(path: Path, size: int) -> None:
-    with path.open("rb+") as file:
-        content = file.read(size)
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)

@@ -5,9 +5,30 @@ what the code tells of the camera.
 """
 
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+
+class SeenTogether(NamedTuple):
+    """Rows of the transitions that the same number of cameras saw."""
+
+    rows: Int[np.ndarray, "transitions views"]
+    """Row of each transition in each of its cameras, cameras in order."""
+    cameras: Int[np.ndarray, "transitions views"]
+    """Which cameras these are."""
+
+
+def seen_together(transitions: Int[np.ndarray, " n"], cameras: Int[np.ndarray, " n"]) -> list[SeenTogether]:
+    """Rows of the transitions that two and more cameras saw, by the number of cameras."""
+    order = np.lexsort((cameras, transitions))
+    _, first, counts = np.unique(transitions[order], return_index=True, return_counts=True)
+    found = []
+    for views in np.unique(counts[counts > 1]):
+        rows = order[first[counts == views][:, None] + np.arange(views)]
+        found.append(SeenTogether(rows, cameras[rows]))
+    return found
 
 
 def view_entropy_bits(codes: Int[np.ndarray, "transitions views tokens"]) -> Float[np.ndarray, " transitions"]:
@@ -28,6 +49,11 @@ def view_entropy_bits(codes: Int[np.ndarray, "transitions views tokens"]) -> Flo
     return (entropy + (different - 1) / (2 * views * np.log(2))).sum(axis=1)
 
 
+def most_view_entropy_bits(views: int, tokens: int) -> float:
+    """What `view_entropy_bits` gives where every camera gets a code of its own in every token."""
+    return tokens * float(np.log2(views) + (views - 1) / (2 * views * np.log(2)))
+
+
 def view_agreement(codes: Int[np.ndarray, "transitions views tokens"]) -> tuple[float, float]:
     """How often two cameras give a token the same code, and that beyond chance (Cohen's kappa), means over tokens.
 
@@ -39,3 +65,9 @@ def view_agreement(codes: Int[np.ndarray, "transitions views tokens"]) -> tuple[
     with np.errstate(invalid="ignore", divide="ignore"):
         kappa = np.where(chance < 1, (agreement - chance) / (1 - chance), np.nan)
     return float(agreement.mean()), float(np.nanmean(kappa)) if np.isfinite(kappa).any() else float("nan")
+
+
+def equal_share(codes: Int[np.ndarray, "transitions views tokens"]) -> Float[np.ndarray, " transitions"]:
+    """Share of the pairs of cameras and tokens of each transition whose codes are equal."""
+    pairs = list(combinations(range(codes.shape[1]), 2))
+    return np.mean([codes[:, one] == codes[:, other] for one, other in pairs], axis=(0, 2))

@@ -25,17 +25,19 @@ DIGITS = 4
 class Bench:
     """Held-out transitions of a condition, and everything that is known about them."""
 
-    def __init__(self, data: Path, views: tuple[str, ...], gap_s: float) -> None:
+    def __init__(
+        self, data: Path, views: tuple[str, ...], gap_s: float, action_dims: tuple[str, ...] = ("x", "y", "z")
+    ) -> None:
         self.store = Store.open(data / "episodes")
         self.cache = FeatureCache.open(data / "features", store_fingerprint=self.store.fingerprint)
-        config = AuditConfig(out="", store="", features="", lams={}, views=views)
+        config = AuditConfig(out="", store="", features="", lams={}, views=views, action_dims=action_dims)
         self.sample: Sample = take_sample(self.store, self.cache, config, gap_s, 1)
         self.views = len(views)
         self.gap = self.sample.dataset.gaps[0]
         self.episodes, self.frames = self.sample.dataset.locate(self.sample.indices)
 
-    def columns(self, name: str) -> Float[np.ndarray, "n numbers"]:
-        """A column of the store at the first frame of each row, and how it changes until the second."""
+    def columns(self, name: str) -> Float[np.ndarray, "n 2 numbers"]:
+        """A column of the store at both frames of each row."""
         return self._read(lambda episode: self.store.columns(episode)[name])
 
     def _read(self, of_episode: Any) -> np.ndarray:
@@ -53,16 +55,13 @@ class Bench:
     def nuisances(self) -> dict[str, Float[np.ndarray, "n numbers"]]:
         """How much each nuisance changes over a transition, where it changes at all."""
         found = {
-            name: np.diff(self.columns(name), axis=1)[:, 0]
+            name.removesuffix("_position"): np.diff(self.columns(name), axis=1)[:, 0]
             for name in ("distractor_position", "brightness")
             if name in self.store.info.columns
         }
-        camera = self._camera_motion()
-        if np.ptp(camera, axis=0).max() > 1e-6:
-            found["camera_motion"] = camera
-        return {
-            name.removesuffix("_position"): values[:, np.ptp(values, axis=0) > 1e-6] for name, values in found.items()
-        }
+        found["camera_motion"] = self._camera_motion()
+        changing = {name: values[:, np.ptp(values, axis=0) > 1e-6] for name, values in found.items()}
+        return {name: values for name, values in changing.items() if values.size}
 
     def _camera_motion(self) -> Float[np.ndarray, "n 3"]:
         """Movement of each row's own camera in its own axes, metres."""

@@ -11,7 +11,7 @@ from core.significance import PairedEffect, paired_effect, smallest_p
 from lam.claim.effects import Contrast, Results, contrasts, interaction
 from lam.claim.measures import Bench, feature_bits
 from lam.claim.plots import NAMES, arms_picture, effects_picture, label, sweep_picture
-from lam.claim.settings import ClaimConfig
+from lam.claim.settings import ClaimConfig, runs_of, train_config
 from lam.claim.train import train_all
 
 PAIRS = [("self_cross", "self"), ("self_cross", "mismatched"), ("mismatched", "self")]
@@ -188,8 +188,8 @@ def arms_table(results: Results, features: dict[str, float]) -> list[str]:
 
 
 def _feature_bits(config: ClaimConfig, condition: str) -> float:
-    bench = Bench(Path(config.data) / condition, config.test_views, 0.2)
-    return feature_bits(bench)
+    gap_s = train_config(config, runs_of(config)[0]).gap_s
+    return feature_bits(Bench(Path(config.data) / condition, config.test_views, gap_s, config.action_dims))
 
 
 def _is_beyond(effect: PairedEffect, sign: int) -> bool:

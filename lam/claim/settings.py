@@ -1,12 +1,12 @@
 """Which latent action models are trained on what to settle the claim: conditions, arms and seeds, spelt out as runs."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from core.config import Config, load_config
+from core.json_lines import read_json_lines
 from core.run import fingerprint_of
 from lam.train import TrainLamConfig
 
@@ -45,6 +45,8 @@ class ClaimConfig(Config):
     """Paired seeds of each setting."""
     test_views: tuple[str, ...] = ("random_1", "random_2", "random_3", "random_4")
     """Cameras whose codes are measured, on held-out episodes."""
+    action_dims: tuple[str, ...] = ("x", "y", "z")
+    """Dimensions of the action that the codes have to explain."""
     workers: int = Field(default=2, ge=1)
     """Processes, one thread each."""
 
@@ -120,14 +122,5 @@ def train_config(config: ClaimConfig, run: Run) -> TrainLamConfig:
 
 
 def read_records(path: Path) -> dict[str, dict[str, Any]]:
-    """Records of finished runs by key; a half-written last line is left out."""
-    if not path.exists():
-        return {}
-    records = {}
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        records[record["key"]] = record
-    return records
+    """Records of finished runs by key."""
+    return {record["key"]: record for record in read_json_lines(path)} if path.exists() else {}

@@ -1,7 +1,6 @@
 """Training and measuring one run after another in each of several processes; what is done is kept, line by line."""
 
 import functools
-import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
+from core.json_lines import append_json_line
 from core.run import is_done, say
 from core.workers import worker_pool
 from lam.audit.audit import sample_codes
@@ -38,8 +38,7 @@ def train_all(config: ClaimConfig) -> list[dict[str, Any]]:
         say(f"settle_claim: {len(runs) - len(missing)} of {len(runs)} runs are there; {config.workers} processes")
     with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", desc="claim", smoothing=0.05) as bar:
         for record in _finished(config, missing):
-            with file.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
+            append_json_line(file, record)
             known[record["key"]] = record
             bar.update()
     return [known[run.key] for run in runs]
@@ -58,7 +57,7 @@ def one_run(config: ClaimConfig, run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     started = time.monotonic()
     training = train_config(config, run)
-    bench = _bench(Path(config.data) / run.condition, config.test_views, training.gap_s)
+    bench = _bench(Path(config.data) / run.condition, config.test_views, training.gap_s, config.action_dims)
     if run.arm == FLOOR:
         model = untrained(training)
     else:
@@ -93,5 +92,5 @@ def _keep_codes(folder: Path, codes: Int[np.ndarray, "n tokens"]) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _bench(data: Path, views: tuple[str, ...], gap_s: float) -> Bench:
-    return Bench(data, views, gap_s)
+def _bench(data: Path, views: tuple[str, ...], gap_s: float, action_dims: tuple[str, ...]) -> Bench:
+    return Bench(data, views, gap_s, action_dims)
