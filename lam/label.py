@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from core.config import Config
@@ -24,6 +25,7 @@ from lam.sources import open_features
 
 LABELS = "labels.safetensors"
 SHARD_TRANSITIONS = 2048
+SHUFFLE_SEED = 0
 
 
 class LabelConfig(Config):
@@ -41,10 +43,18 @@ class LabelConfig(Config):
     """Cameras whose transitions are labelled, the policy's first; empty: all of the store."""
     vote: bool = False
     """All cameras of a transition get one label: token by token the most frequent, the earlier camera's in a tie."""
+    shuffle: bool = False
+    """Codes change places among the transitions of a camera: no labels but their negative control."""
     gap_s: float | None = None
     """Seconds between the two frames; needed where the model was trained on a range of gaps."""
     batch_size: int = Field(default=256, ge=1)
     """Transitions encoded together."""
+
+    @model_validator(mode="after")
+    def _shuffles_one_code_a_camera(self) -> "LabelConfig":
+        if self.shuffle and self.vote:
+            raise ValueError("shuffle moves each camera's codes apart, vote makes them agree; choose one")
+        return self
 
 
 class Shard(NamedTuple):
@@ -92,11 +102,13 @@ def label(config: LabelConfig) -> None:
     processes.wait_for_everyone()
     if processes.is_main_process:
         labels = gathered(shards, stage.path)
+        if config.shuffle:
+            labels = shuffled(labels)
         labels.save(stage.path / LABELS)
         for shard in shards:
             shard.file(stage.path).unlink()
         used = [len(np.unique(column)) for column in labels.codes.T]
-        stage.finish({"labels": len(labels.codes), "codes_used_by_token": used})
+        stage.finish({"labels": len(labels.codes), "is_shuffled": config.shuffle, "codes_used_by_token": used})
     processes.wait_for_everyone()
 
 
@@ -220,3 +232,19 @@ def gathered(shards: list[Shard], directory: Path) -> LatentLabels:
     return LatentLabels(
         info=parts[0].info, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     )
+
+
+def shuffled(labels: LatentLabels) -> LatentLabels:
+    """The negative control: each camera's rows of codes in other places, always the same ones.
+
+    Whole rows move, so that codes stay as frequent, and the tokens of a row as dependent, as they were. They move among
+    all transitions of a camera, not episode by episode: whole episodes exchanged would leave each code where it belongs
+    in the course of an episode (approach, push), which a picture shows. `info.lam_fingerprint` ends in `-shuffled`, so
+    that whoever expects labels of that model refuses these.
+    """
+    generator, codes = np.random.default_rng(SHUFFLE_SEED), labels.codes.copy()
+    for view in np.unique(labels.views):
+        rows = np.flatnonzero(labels.views == view)
+        codes[rows] = labels.codes[generator.permutation(rows)]
+    info = replace(labels.info, lam_fingerprint=f"{labels.info.lam_fingerprint}-shuffled")
+    return replace(labels, info=info, codes=codes)

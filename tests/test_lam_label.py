@@ -1,5 +1,6 @@
 """Labels: the same however many processes make them and however often they die; one view's, each's, or a vote."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.labels import LabelsError, LatentLabels
+from core.config import ConfigError, load_config
+from core.labels import LabelsError, LabelsInfo, LatentLabels
 from core.store import Store
 from lam import label as module
 from lam.checkpoint import load_lam
 from lam.dataset import DataOptions, TransitionDataset
-from lam.label import LabelConfig, codes_of, label, majority
+from lam.label import LabelConfig, codes_of, label, majority, shuffled
 from lam.sources import open_features
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,46 @@ def test_a_vote_is_the_most_frequent_code_and_the_earlier_cameras_in_a_tie():
     codes = np.array([[3, 1], [2, 1], [2, 0], [5, 5], [4, 5]])
     voted = majority(codes, np.array([0, 0, 0, 1, 1]), 6)
     assert voted.tolist() == [[2, 1]] * 3 + [[5, 5]] * 2
+
+
+def unlike(labels: LatentLabels) -> LatentLabels:
+    """Labels shuffled, after a look at what may not have changed."""
+    control = shuffled(labels)
+    for view in np.unique(labels.views):
+        rows = labels.views == view
+        before, after = (np.sort(codes.codes[rows].view("i4,i4"), axis=0) for codes in (labels, control))
+        assert np.array_equal(before, after), "a view's rows are the same ones, in other places"
+    assert all(np.array_equal(getattr(labels, n), getattr(control, n)) for n in ("episodes", "frames", "views"))
+    return control
+
+
+def test_shuffled_codes_are_as_frequent_but_tell_nothing_about_where_they_stand():
+    rng = np.random.default_rng(0)
+    frames, episodes, views = (part.ravel() for part in np.meshgrid(np.arange(20), np.arange(100), [0, 1]))
+    codes = np.stack([frames // 5 + 4 * views, rng.integers(0, 8, len(frames))], axis=1)
+    info = LabelsInfo(
+        lam_fingerprint="abc",
+        store_fingerprint="s",
+        views=("a", "b"),
+        is_vote=False,
+        gap_s=0.4,
+        num_codes=8,
+        num_tokens=2,
+    )
+    columns = {"episodes": episodes, "frames": frames, "views": views, "codes": codes}
+    labels = LatentLabels(info=info, **{name: values.astype(np.int32) for name, values in columns.items()})
+    control = unlike(labels)
+    seen = control.codes[control.views == 0][:, 0]
+    right = seen == frames[views == 0] // 5
+    assert right.mean() == pytest.approx(0.25, abs=0.04), "chance: no tie to the place in an episode is left"
+    assert same(control, shuffled(labels)), "the control is the same whenever it is made"
+    with pytest.raises(LabelsError, match="abc-shuffled, expected abc"):
+        control.require(store_fingerprint="s", lam_fingerprint="abc")
+
+
+def test_shuffling_and_voting_exclude_each_other():
+    with pytest.raises(ConfigError, match="choose one"):
+        load_config(LabelConfig, None, {"out": "o", "lam": "l", "store": "s", "shuffle": True, "vote": True})
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +182,17 @@ def test_a_vote_gives_all_cameras_of_a_transition_one_label_and_one_camera_can_b
     assert len(left.codes) == (alone.views == position).sum()
     assert (left.views == 0).all()
     assert left.info.views == ("random_1",)
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(1000)
+def test_the_shuffled_control_is_made_of_the_labels_and_says_what_it_is(chain, alone, tmp_path):
+    control = made(config(chain, tmp_path / "shuffled", shuffle=True))
+    assert same(control, shuffled(alone))
+    assert (control.codes != alone.codes).any()
+    manifest = json.loads((tmp_path / "shuffled" / "manifest.json").read_text())
+    assert manifest["summary"]["is_shuffled"]
+    assert control.info.lam_fingerprint.endswith("-shuffled")
 
 
 @pytest.mark.sim
