@@ -107,6 +107,8 @@ def test_every_arm_has_the_same_seeds_and_further_arms_their_own_conditions(conf
     sweep = [run for run in runs if run.setting != "main"]
     assert [(run.arm, run.config["model.codebook"]) for run in sweep] == [("self", "shared"), ("self_cross", "shared")]
     assert len({run.key for run in runs}) == len(runs)
+    weight = wider.model_copy(update={"sweep": {"cross weight 4": {"cross_weight": 4.0}}})
+    assert [run.arm for run in runs_of(weight) if run.setting != "main"] == ["self_cross"]
     only = wider.model_copy(update={"only_arms": ("self", "cross")})
     assert {run.arm for run in runs_of(only) if run.setting == "main"} == {"self", "cross"}
 

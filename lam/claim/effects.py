@@ -44,13 +44,17 @@ class Results:
         return np.array([record.get(name, np.nan) for record in self.of(condition, arm, setting)], dtype=np.float64)
 
     def pair(self, condition: str, treatment: str, baseline: str, measure: str, setting: str = "main") -> Any:
-        """Both arms' sums on the seeds that both have; None with fewer than two."""
-        seeds = sorted(set(self.seeds(condition, treatment, setting)) & set(self.seeds(condition, baseline, setting)))
+        """Both arms' sums on the seeds that both have; None with fewer than two.
+
+        A setting that does not concern the baseline has none of its own: it is that of the main runs.
+        """
+        other = setting if self.seeds(condition, baseline, setting) else "main"
+        seeds = sorted(set(self.seeds(condition, treatment, setting)) & set(self.seeds(condition, baseline, other)))
         if len(seeds) < 2:
             return None
         rows = [
-            [self._records[condition, setting, arm, seed]["per_episode"][measure] for seed in seeds]
-            for arm in (treatment, baseline)
+            [self._records[condition, of, arm, seed]["per_episode"][measure] for seed in seeds]
+            for arm, of in ((treatment, setting), (baseline, other))
         ]
         sums = [np.array(row, dtype=np.float64) for row in rows]
         counts = np.ones(sums[0].shape[1])

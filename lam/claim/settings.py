@@ -96,13 +96,19 @@ def runs_of(config: ClaimConfig) -> list[Run]:
         if not config.only_arms or arm in config.only_arms
     ]
     sweep = [
-        Run(condition, setting, arm, seed, changes | config.arms[arm])
+        Run(condition, setting, arm, seed, own | config.arms[arm])
         for seed in range(config.sweep_seeds)
         for setting, changes in config.sweep.items()
         for condition in config.more_conditions
         for arm in (config.baseline, "self_cross")
+        if (own := _that_concern(arm, changes))
     ]
     return main + sweep
+
+
+def _that_concern(arm: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The weight of the second reconstruction changes only an arm that has one; another is compared as it is."""
+    return {key: value for key, value in changes.items() if arm == "self_cross" or key != "cross_weight"}
 
 
 def train_config(config: ClaimConfig, run: Run) -> TrainLamConfig:

@@ -91,6 +91,6 @@ def _keep_codes(folder: Path, codes: Int[np.ndarray, "n tokens"]) -> None:
     np.save(folder / "codes.npy", codes.astype(np.int16))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _bench(data: Path, views: tuple[str, ...], gap_s: float, action_dims: tuple[str, ...]) -> Bench:
     return Bench(data, views, gap_s, action_dims)
