@@ -1,6 +1,7 @@
-"""Measure how much the codes of latent action models tell about the action, next to floor and controls.
+"""Measure whether the codes of latent action models are about the action: one page and one JSON.
 
-python scripts/audit_lam.py --config FILE [--key VALUE ...]
+python scripts/audit_lam.py --lam RUN --data STORE [--features CACHE] --out DIR
+python scripts/audit_lam.py --lams "{name: RUN, ...}" --data STORE [--features CACHE] --out DIR
 """
 
 from core.config import parse_command_line
@@ -9,7 +10,7 @@ from lam.audit.audit import AuditConfig, audit
 
 
 def main() -> None:
-    audit(parse_command_line(AuditConfig, __doc__))
+    audit(parse_command_line(AuditConfig, __doc__, required_config=False))
 
 
 if __name__ == "__main__":

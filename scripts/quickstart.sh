@@ -64,7 +64,7 @@ ours & a=$!
 rows & both $a $!
 
 # 3. Is the latent action about the action?
-stage audit_lam "lam/audit_$name" --store "$out/episodes" --features "$out/features" --out "$out/audit" --lams "{
+stage audit_lam "lam/audit_$name" --data "$out/episodes" --features "$out/features" --out "$out/audit" --lams "{
   self_cross: $out/lam, self: $out/lam_self, mismatched: $out/lam_mismatched, supervised: $out/lam_supervised,
   self_cross_transformer: $out/lam_transformer}" & audit=$!
 

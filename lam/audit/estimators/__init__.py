@@ -1,0 +1,1 @@
+"""Estimators of mutual information: pure functions of one sample, by name in `by_name`."""
