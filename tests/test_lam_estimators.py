@@ -24,7 +24,12 @@ from lam.audit.ground_truth import (
 )
 
 N = 1200
-SHARE = {"size without sign": 0.55, "masked by a key (xor of 4 codes)": 0.8, "channel of 5 levels": 0.7}
+SHARE = {
+    "size without sign": 0.55,
+    "heavy tails, rotated": 0.6,
+    "masked by a key (xor of 4 codes)": 0.8,
+    "channel of 5 levels": 0.7,
+}
 """Of the truth that the primary must report at `N`; 0.75 elsewhere, 0.9 of what is additive."""
 LEAST = {
     "cross_entropy": 0.3,

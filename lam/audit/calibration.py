@@ -1,6 +1,5 @@
 """The calibration table: every estimator against every ground truth, so that a reader sees which number to believe."""
 
-import json
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from core.config import Config
+from core.json_lines import append_json_line, read_json_lines
 from core.run import say, write_text
 from lam.audit.estimate import interval
 from lam.audit.estimators.by_name import ESTIMATORS, PRIMARY, estimate
@@ -53,13 +53,11 @@ def calibrate(config: CalibrationConfig) -> None:
     done = {Job(*(line[key] for key in Job._fields)) for line in read_results(path)}
     wanted = [job for job in jobs(config) if job not in done]
     started = time.monotonic()
-    with path.open("a") as file:
-        for number, job in enumerate(wanted, start=1):
-            file.write(json.dumps(measured(job)) + "\n")
-            file.flush()
-            spent = time.monotonic() - started
-            if number % 50 == 0 or number == len(wanted):
-                say(f"calibration {number}/{len(wanted)}, ETA {spent / number * (len(wanted) - number):.0f} s")
+    for number, job in enumerate(wanted, start=1):
+        append_json_line(path, measured(job))
+        spent = time.monotonic() - started
+        if number % 50 == 0 or number == len(wanted):
+            say(f"calibration {number}/{len(wanted)}, ETA {spent / number * (len(wanted) - number):.0f} s")
     results = read_results(path)
     write_text(config.page, page(results, Path(config.picture).name))
     draw(results, config.picture)
@@ -67,7 +65,7 @@ def calibrate(config: CalibrationConfig) -> None:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Lines of a results file; none where there is no file yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_json_lines(path) if path.is_file() else []
 
 
 def jobs(config: CalibrationConfig) -> list[Job]:
@@ -166,10 +164,10 @@ seconds.
 
 
 def page(results: list[dict[str, Any]], picture: str) -> str:
-    """The page: an overview by estimator, then a table for each size."""
+    """The page: an overview by estimator, then a table, for each size."""
     rows = summarised(results)
     sizes = sorted({n for _, _, n in rows})
-    parts = [INTRODUCTION.replace("{picture}", picture), _overview(rows, max(sizes))]
+    parts = [INTRODUCTION.replace("{picture}", picture), *(_overview(rows, n) for n in sizes)]
     parts += [_table(rows, n) for n in sizes]
     return "\n".join(parts)
 
