@@ -45,7 +45,7 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.is_free])
 def test_experts_succeed_on_unseen_seeds_and_record_clean_actions(task):
     benchmark = ManiSkillBenchmark(task, cameras=())
     disturbed = [simulate(benchmark, seed, ExpertSettings()) for seed in range(500_000, 500_008)]
