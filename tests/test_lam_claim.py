@@ -12,10 +12,9 @@ from core.frames import FeatureCache
 from core.spaces import END_EFFECTOR_DELTA
 from core.store import ColumnInfo, Store, StoreInfo, finish_store, write_part
 from core.vision import EncoderConfig
-from lam.audit.probes import one_hot
 from lam.audit.views import view_agreement, view_entropy_bits
 from lam.claim.effects import Results, contrasts, interaction
-from lam.claim.measures import Bench, bits_given, measure
+from lam.claim.measures import Bench, measure
 from lam.claim.page import PAIRS, conclusion, decisive_interactions, settle
 from lam.claim.settings import ClaimConfig, read_records, runs_of, train_config
 
@@ -152,9 +151,9 @@ def test_camera_motion_is_known_where_cameras_shake_and_what_never_changes_is_no
     assert set(shaking.nuisances) == {"camera_motion"}
     assert still.nuisances == {}
     row = 7
-    pose = shaking.store.extrinsics(int(shaking.episodes[row]), VIEWS[int(shaking.sample.views[row])])
+    pose = shaking.store.extrinsics(int(shaking.sample.episodes[row]), VIEWS[int(shaking.sample.views[row])])
     eyes = -pose[:, :, 3]
-    frame = int(shaking.frames[row])
+    frame = int(shaking.sample.dataset.locate(shaking.sample.indices)[1][row])
     np.testing.assert_allclose(shaking.nuisances["camera_motion"][row], eyes[frame + 1] - eyes[frame], atol=1e-6)
 
 
@@ -187,17 +186,6 @@ def test_view_entropy_and_agreement_of_known_codes():
     assert (agreement, np.isnan(kappa)) == (1.0, True)
     with pytest.raises(ValueError, match="at least 2"):
         view_entropy_bits(np.zeros((3, 1, 2), np.int64))
-
-
-def test_what_follows_from_what_is_given_adds_no_conditional_bits():
-    rng = np.random.default_rng(0)
-    given = rng.normal(size=(1200, 2))
-    episodes = np.arange(1200) // 20
-    about_given = np.clip(given * 2 + 4, 0, 7).astype(int)
-    values = given + 0.3 * rng.normal(size=given.shape)
-    about_rest = np.clip((values - given) * 5 + 4, 0, 7).astype(int)
-    assert abs(bits_given(one_hot(about_given, 8), values, given, episodes)) < 0.05
-    assert bits_given(one_hot(about_rest, 8), values, given, episodes) > 1.0
 
 
 def made_up(effects, seeds=10, episodes=30):

@@ -14,7 +14,7 @@ from lam.audit.estimators.by_name import ESTIMATORS, PRIMARY, estimate
 from lam.audit.estimators.interface import Estimate, Sample, dense, episodes_of, folds_of, inputs_of
 from lam.audit.estimators.networks import predicted
 from lam.audit.mutual_information import code_entropy_bits, code_perplexity, shuffled_by_episode
-from lam.audit.probes import bootstrap_by_episode, linear_probe
+from lam.audit.probes import bootstrap_by_episode, linear_probe, ratio
 
 ARRAYS = ("codes", "latents", "actions", "episodes", "views")
 LEAST_SAMPLES = 100
@@ -224,11 +224,7 @@ def interval(found: Estimate, sample: Sample, seed: int = 0) -> list[float] | No
     if found.contributions is None:
         return None
     columns = np.stack([found.contributions, np.ones(found.n)], axis=1)
-    return list(bootstrap_by_episode(columns, dense(episodes_of(sample)), _mean, seed=seed))
-
-
-def _mean(sums: np.ndarray) -> np.ndarray:
-    return sums[:, 0] / sums[:, 1]
+    return list(bootstrap_by_episode(columns, dense(episodes_of(sample)), ratio, seed=seed))
 
 
 def _thinned(sample: Sample, most: int, seed: int) -> Sample:

@@ -11,7 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from lam.audit.probes import RIDGES, CrossFit, CrossFittedRidge, bootstrap_by_episode, episode_folds, rank_gaussianise
+from lam.audit.probes import (
+    RIDGES,
+    CrossFit,
+    CrossFittedRidge,
+    bootstrap_by_episode,
+    episode_folds,
+    rank_gaussianise,
+    ratio,
+)
 
 NOISE_FLOOR = 1e-4
 """Variance added to every covariance, actions having 1: directions in which they never vary then count for nothing.
@@ -71,7 +79,7 @@ def linear_gaussian_bits(
     null = [float(gaussian_log_ratios(probe.fit(shuffle), shuffle, fold_of).mean()) for shuffle in shuffles]
     return MIResult(
         bits=float(ratios.mean()),
-        ci95=bootstrap_by_episode(np.stack([ratios, np.ones(len(ratios))], axis=1), episodes, _mean, seed=seed),
+        ci95=bootstrap_by_episode(np.stack([ratios, np.ones(len(ratios))], axis=1), episodes, ratio, seed=seed),
         null_mean=float(np.mean(null)) if null else float("nan"),
         null_p95=float(np.percentile(null, 95)) if null else float("nan"),
         permutations=permutations,
@@ -151,7 +159,3 @@ def _log2_normal(deviations: np.ndarray, covariances: np.ndarray, fold_of: np.nd
         distances = np.sum(deviations[rows] * np.linalg.solve(floored, deviations[rows].T).T, axis=1)
         result[rows] = -0.5 * (distances + np.linalg.slogdet(floored)[1]) / np.log(2)
     return result
-
-
-def _mean(sums: np.ndarray) -> np.ndarray:
-    return sums[:, 0] / sums[:, 1]

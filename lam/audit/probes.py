@@ -235,14 +235,20 @@ def linear_probe(
     by_dim[varies] = errors.sum(axis=0) / deviations.sum(axis=0)
     predictions = repeat(actions[0].astype(np.float64), "dims -> samples dims", samples=len(actions)).copy()
     predictions[:, varies] = fit.predictions
-    interval = bootstrap_by_episode(np.concatenate([errors, deviations], axis=1), episodes, _mean_ratio, seed=seed)
+    interval = bootstrap_by_episode(np.concatenate([errors, deviations], axis=1), episodes, mean_ratio, seed=seed)
     constant = tuple(int(dim) for dim in np.flatnonzero(~varies))
     return ProbeResult(float(np.nanmean(by_dim)), interval, by_dim, predictions, constant, len(actions))
 
 
-def _mean_ratio(sums: np.ndarray) -> np.ndarray:
+def mean_ratio(sums: Float[np.ndarray, "draws columns"]) -> Float[np.ndarray, " draws"]:
+    """Mean over dimensions of sums of errors (the first half of the columns) over sums of deviations (the rest)."""
     errors, deviations = np.split(sums, 2, axis=1)
     return np.mean(errors / deviations, axis=1)
+
+
+def ratio(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
+    """The first sum over the second: the mean of a value by sample where the second counts samples."""
+    return sums[:, 0] / sums[:, 1]
 
 
 def bootstrap_by_episode(

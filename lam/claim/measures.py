@@ -10,16 +10,21 @@ from jaxtyping import Float, Int
 from core.frames import FeatureCache
 from core.store import Store
 from lam.audit.audit import AuditConfig, Sample, take_sample
+from lam.audit.estimators.barber_agakov import barber_agakov_linear
+from lam.audit.estimators.conditional import conditional
+from lam.audit.estimators.interface import Sample as Pairs
 from lam.audit.mutual_information import (
     code_entropy_bits,
     code_perplexity,
     linear_gaussian_bits,
     log_ratio_bits,
 )
-from lam.audit.probes import linear_probe, one_hot, rank_gaussianise
+from lam.audit.probes import linear_probe, one_hot
+from lam.audit.sections.nuisances import nuisances_of
 from lam.audit.views import view_agreement, view_entropy_bits
 
 DIGITS = 4
+NUISANCES = ("distractor", "brightness", "camera_motion")
 
 
 class Bench:
@@ -33,64 +38,20 @@ class Bench:
         config = AuditConfig(out="", store="", features="", lams={}, views=views, action_dims=action_dims)
         self.sample: Sample = take_sample(self.store, self.cache, config, gap_s, 1)
         self.views = len(views)
-        self.gap = self.sample.dataset.gaps[0]
-        self.episodes, self.frames = self.sample.dataset.locate(self.sample.indices)
-
-    def columns(self, name: str) -> Float[np.ndarray, "n 2 numbers"]:
-        """A column of the store at both frames of each row."""
-        return self._read(lambda episode: self.store.columns(episode)[name])
-
-    def _read(self, of_episode: Any) -> np.ndarray:
-        values = {int(episode): np.asarray(of_episode(int(episode))) for episode in np.unique(self.episodes)}
-        first = [values[int(e)][f] for e, f in zip(self.episodes, self.frames, strict=True)]
-        later = [values[int(e)][f + self.gap] for e, f in zip(self.episodes, self.frames, strict=True)]
-        return np.stack([np.stack(first), np.stack(later)], axis=1).astype(np.float64).reshape(len(first), 2, -1)
 
     @cached_property
-    def hand(self) -> Float[np.ndarray, "n 3"]:
-        """Where the hand is at the first frame."""
-        return self._read(self.store.proprioception)[:, 0, :3]
+    def _known(self) -> dict[str, Float[np.ndarray, "n numbers"]]:
+        return nuisances_of(self.sample)[0]
 
-    @cached_property
+    @property
+    def hand(self) -> Float[np.ndarray, "n numbers"]:
+        """Pose and fingers of the hand at the first frame."""
+        return self._known["hand_pose"]
+
+    @property
     def nuisances(self) -> dict[str, Float[np.ndarray, "n numbers"]]:
         """How much each nuisance changes over a transition, where it changes at all."""
-        found = {
-            name.removesuffix("_position"): np.diff(self.columns(name), axis=1)[:, 0]
-            for name in ("distractor_position", "brightness")
-            if name in self.store.info.columns
-        }
-        found["camera_motion"] = self._camera_motion()
-        changing = {name: values[:, np.ptp(values, axis=0) > 1e-6] for name, values in found.items()}
-        return {name: values for name, values in changing.items() if values.size}
-
-    def _camera_motion(self) -> Float[np.ndarray, "n 3"]:
-        """Movement of each row's own camera in its own axes, metres."""
-        out = np.empty((len(self.episodes), 3))
-        for row, (episode, frame, view) in enumerate(zip(self.episodes, self.frames, self.sample.views, strict=True)):
-            poses = self._extrinsics(int(episode), int(view))[[frame, frame + self.gap]].astype(np.float64)
-            eyes = [-pose[:, :3].T @ pose[:, 3] for pose in poses]
-            out[row] = poses[0][:, :3] @ (eyes[1] - eyes[0])
-        return out
-
-    def _extrinsics(self, episode: int, view: int) -> np.ndarray:
-        key = (episode, view)
-        if key not in self._poses:
-            self._poses[key] = self.store.extrinsics(episode, self.sample.dataset.views[view])
-        return self._poses[key]
-
-    @cached_property
-    def _poses(self) -> dict[tuple[int, int], np.ndarray]:
-        return {}
-
-
-def bits_given(latents: np.ndarray, values: np.ndarray, given: np.ndarray, episodes: np.ndarray) -> float:
-    """I(latents; values | given) by the chain rule, each part a linear Gaussian bound."""
-    given = rank_gaussianise(given)
-    both = np.concatenate([latents, given], axis=1)
-    with_latents, without = (
-        linear_gaussian_bits(inputs, values, episodes, permutations=0).bits for inputs in (both, given)
-    )
-    return with_latents - without
+        return {name: self._known[name] for name in NUISANCES if name in self._known}
 
 
 def measure(codes: Int[np.ndarray, "n tokens"], num_codes: int, bench: Bench) -> dict[str, Any]:
@@ -101,6 +62,7 @@ def measure(codes: Int[np.ndarray, "n tokens"], num_codes: int, bench: Bench) ->
     view_bits = view_entropy_bits(by_transition)
     agreement, kappa = view_agreement(by_transition)
     token_entropy = float(sum(code_entropy_bits(codes[:, [token]]) for token in range(codes.shape[1])))
+    about_hand = Pairs(actions=bench.hand, codes=codes, episodes=episodes)
     record = {
         "action_bits": float(ratios.mean()),
         "action_nmse": linear_probe(latents, bench.sample.actions, episodes).nmse,
@@ -110,7 +72,7 @@ def measure(codes: Int[np.ndarray, "n tokens"], num_codes: int, bench: Bench) ->
         "kappa": kappa,
         "token_entropy_bits": token_entropy,
         "perplexity": float(np.mean(code_perplexity(codes, num_codes))),
-        "hand_bits": bits_given(latents, bench.hand, bench.sample.actions, episodes),
+        "hand_bits": conditional(about_hand, bench.sample.actions, barber_agakov_linear).bits,
     }
     for name, values in bench.nuisances.items():
         record[f"{name}_bits"] = linear_gaussian_bits(latents, values, episodes, permutations=0).bits

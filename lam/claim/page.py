@@ -168,7 +168,7 @@ def effects_table(found: list[Contrast]) -> list[str]:
 def arms_table(results: Results, features: dict[str, float]) -> list[str]:
     """Markdown rows of means over seeds: action bits / NMSE / view bits / kappa / code entropy."""
     names = ("action_bits", "action_nmse", "view_bits", "kappa", "token_entropy_bits", "hand_bits")
-    heads = ("action bits", "action NMSE", "view bits", "kappa", "entropy", "hand position given action, bits")
+    heads = ("action bits", "action NMSE", "view bits", "kappa", "entropy", "hand pose given action, bits")
     rows = ["| nuisance | arm | " + " | ".join(heads) + " | seeds |", "|---|---|" + "---|" * (len(heads) + 1)]
     for condition in results.conditions:
         for arm in results.arms:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from lam.audit.probes import bootstrap_by_episode
+from lam.audit.probes import bootstrap_by_episode, mean_ratio, ratio
 
 GROUPS = 20
 """Groups of episodes that a jackknife leaves out in turn."""
@@ -99,7 +99,7 @@ def ratio_number(
     seed: int = 0,
 ) -> Number:
     """The ratio of two sums over samples."""
-    interval = bootstrap_by_episode(np.stack([above, below], axis=1), episodes, _ratio, seed=seed)
+    interval = bootstrap_by_episode(np.stack([above, below], axis=1), episodes, ratio, seed=seed)
     return Number(float(above.sum() / below.sum()), interval, null, len(above), len(np.unique(episodes)))
 
 
@@ -111,7 +111,7 @@ def nmse_number(
 ) -> Number:
     """Mean over dimensions of squared errors over squared deviations; chance is 1."""
     value = float(np.mean(errors.sum(axis=0) / deviations.sum(axis=0)))
-    interval = bootstrap_by_episode(np.concatenate([errors, deviations], axis=1), episodes, _mean_ratio, seed=seed)
+    interval = bootstrap_by_episode(np.concatenate([errors, deviations], axis=1), episodes, mean_ratio, seed=seed)
     return Number(value, interval, Null("chance", 1.0), len(errors), len(np.unique(episodes)))
 
 
@@ -136,12 +136,3 @@ def jackknife_number(
 def permutation(values: Float[np.ndarray, " draws"] | list[float]) -> Null:
     """Mean and 95th percentile of what shuffles give."""
     return Null("permutation", float(np.mean(values)), float(np.percentile(values, 95)))
-
-
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    return sums[:, 0] / sums[:, 1]
-
-
-def _mean_ratio(sums: np.ndarray) -> np.ndarray:
-    errors, deviations = np.split(sums, 2, axis=1)
-    return np.mean(errors / deviations, axis=1)
