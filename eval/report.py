@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.html_page import render_page, words
 from core.run import write_json
 from eval.page.chain import boxes, duration
 from eval.page.charts import codebook_chart, label_budget_chart, training_chart
@@ -21,7 +22,7 @@ from eval.page.numbers import (
     summary_of,
     task_results,
 )
-from eval.page.run_files import ReportError, RunFiles, read_run
+from eval.page.run_files import RunFiles, read_run
 from eval.results import Comparison, Result, Summary, compare, summarise
 
 TEMPLATE = Path(__file__).parent / "page" / "report.html"
@@ -47,7 +48,8 @@ def write_report(run_directory: str | Path) -> Path:
     """Write report.html and summary.json into a run directory; answers the path of the page.
 
     Raises:
-        ReportError: there is nothing to report on, or what the page is made with is not installed.
+        ReportError: there is nothing to report on.
+        DrawingError: what the page is made with is not installed.
     """
     run = read_run(run_directory)
     page = run.path / "report.html"
@@ -58,13 +60,8 @@ def write_report(run_directory: str | Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page as text."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError:
-        raise ReportError("the report is written with jinja2; install it with: pip install 'mvp-lam[report]'") from None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration, "percent": _percent, "points": points, "p": p_words, "words": _words}
-    return environment.from_string(TEMPLATE.read_text()).render(**page_values(run))
+    values = page_values(run)
+    return render_page(TEMPLATE, values, duration=duration, percent=_percent, points=points, p=p_words, words=words)
 
 
 def page_values(run: RunFiles) -> dict[str, Any]:
@@ -147,7 +144,3 @@ def _against(groups: dict[str, list[Result]], arm: str) -> Comparison | None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -13,6 +13,9 @@ class LamConfig(Config):
 
     network: Literal["transformer", "perceptron"] = "transformer"
     """Form of encoder and decoder: the paper's, or one that learns in minutes from fixed numbers of patches."""
+    latent: Literal["of_pair", "of_change"] = "of_pair"
+    """What the encoder sees: both frames at once (the paper's), or each alone, the latent being the change of what it
+    says: zero where nothing moves, opposite backwards, added up over time."""
     width: int = Field(default=768, ge=1)
     """Channels of encoder and decoder; of the hidden layers in a perceptron."""
     patch_width: int = Field(default=24, ge=3)

@@ -1,6 +1,7 @@
 """The multi-view latent action model: encode a transition of one view, explain the future of any view."""
 
 import torch
+from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -41,7 +42,15 @@ class LatentActionModel(nn.Module):
 
     def encode(self, features: Float[Tensor, "batch 2 patches dim"]) -> Float[Tensor, "batch tokens code_dim"]:
         """Continuous encoding of the transition between two frames of one view."""
-        return self.encoding_norm(self.encoder(features).float())
+        return self.encoding_norm(self.describe(features))
+
+    def describe(self, features: Float[Tensor, "batch 2 patches dim"]) -> Float[Tensor, "batch tokens code_dim"]:
+        """The encoding before its norm, which keeps how large a transition is."""
+        if self.config.latent == "of_pair":
+            return self.encoder(features).float()
+        still = repeat(features, "batch frames patches dim -> (frames batch) 2 patches dim")
+        first, later = self.encoder(still).float().chunk(2)
+        return later - first
 
     def quantize(self, encodings: Float[Tensor, "batch tokens code_dim"]) -> Quantized:
         """The encodings through the bottleneck; with nested dropout, in training, only the first tokens of each."""

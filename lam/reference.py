@@ -92,7 +92,7 @@ def to_published(model: LatentActionModel) -> dict[str, Tensor]:
     """
     config = model.config
     released = LamConfig()
-    fixed = ("network", "bottleneck", "codebook", "normalise_encodings", "predict_change")
+    fixed = ("network", "latent", "bottleneck", "codebook", "normalise_encodings", "predict_change")
     if foreign := {key: getattr(config, key) for key in fixed if getattr(config, key) != getattr(released, key)}:
         raise CheckpointError(f"the published layout has no place for a model with {foreign}")
     names = published_names(config.encoder_blocks, config.decoder_blocks)

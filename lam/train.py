@@ -23,11 +23,12 @@ from lam.mixture import Mixture, first_rows
 from lam.model import LatentActionModel
 from lam.objectives.by_name import OBJECTIVES
 from lam.objectives.interface import DataFacts, Objective
-from lam.objectives.reconstruction import OwnAndCross
 from lam.sources import DataConfig, Source, common_size, gap_of_all, inputs_of, open_sources, transitions
 
 VALIDATION_SAMPLES = 512
 CODE_USE_SAMPLES = 1024
+WEIGHTS = ("cross_weight", "contrast_weight")
+"""Keys that are attributes of those objectives that have such a term."""
 
 
 class TrainLamConfig(DataConfig):
@@ -38,7 +39,9 @@ class TrainLamConfig(DataConfig):
     objective: str = "self_cross"
     """What the latent action has to explain: a name in lam/objectives/by_name.py."""
     cross_weight: float = Field(default=1.0, gt=0)
-    """self_cross and mismatched: weight of the second reconstruction relative to the first."""
+    """self_cross, self_cross_contrast and mismatched: weight of the second reconstruction relative to the first."""
+    contrast_weight: float = Field(default=0.2, gt=0)
+    """contrastive_views and self_cross_contrast: weight of the contrast relative to reconstruction."""
     labelled_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training episodes whose actions objective action_supervised sees; no other sees any."""
     hidden_actions: bool = False
@@ -63,8 +66,10 @@ class TrainLamConfig(DataConfig):
     def _parts_fit(self) -> "TrainLamConfig":
         if self.objective == "published" and self.pairs_per_transition:
             raise ValueError("objective published sums over all pairs of views; set pairs_per_transition: 0")
-        if self.cross_weight != 1.0 and not issubclass(OBJECTIVES[self.objective], OwnAndCross):
-            raise ValueError(f"objective {self.objective} has no second reconstruction; leave cross_weight at 1")
+        for weight in WEIGHTS:
+            default = type(self).model_fields[weight].default
+            if getattr(self, weight) != default and not hasattr(OBJECTIVES[self.objective], weight):
+                raise ValueError(f"objective {self.objective} has no {weight}; leave it at {default}")
         if self.gradient_checkpointing and self.model.network == "perceptron":
             raise ValueError("gradient_checkpointing is for network transformer; a perceptron has nothing to forget")
         return self
@@ -138,8 +143,9 @@ def make_objective(config: TrainLamConfig, model: LatentActionModel, sources: di
     )
     model.checkpoint_gradients(config.gradient_checkpointing)
     objective = kind(model, facts)
-    if isinstance(objective, OwnAndCross):
-        objective.cross_weight = config.cross_weight
+    for weight in WEIGHTS:
+        if hasattr(objective, weight):
+            setattr(objective, weight, getattr(config, weight))
     return objective
 
 

@@ -10,6 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """With several workers, a file stays with one, and all that needs the smoke profile's run with another."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("chain" if "chain" in item.fixturenames else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _any_precision():
     """accelerate holds a process to the first precision that it was asked for."""

@@ -106,6 +106,19 @@ def test_the_encoding_depends_on_both_frames_and_the_first_frame_does_not_see_th
     torch.testing.assert_close(seen, blind)
 
 
+@pytest.mark.parametrize("network", ["transformer", "perceptron"])
+def test_a_latent_of_change_is_nothing_at_rest_its_own_opposite_backwards_and_adds_up(network):
+    model = small(network=network, latent="of_change").eval()
+    frames = torch.randn(3, 2, 9, 12)[:, 0]
+    first, second, both = (model.describe(frames[None, pair]) for pair in ([0, 1], [1, 2], [0, 2]))
+    assert first.abs().max() > 1e-3
+    torch.testing.assert_close(first + second, both)
+    torch.testing.assert_close(model.describe(frames[None, [1, 0]]), -first)
+    assert not model.describe(frames[None, [1, 1]]).any()
+    with pytest.raises(CheckpointError, match="of_change"):
+        to_published(model)
+
+
 def test_heads_have_to_divide_the_width_of_a_transformer_only():
     with pytest.raises(ValueError, match="width 30 is not a multiple of heads 4"):
         LamConfig(width=30, heads=4)

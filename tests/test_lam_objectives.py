@@ -110,15 +110,22 @@ def test_consistency_is_the_distance_of_two_views_encodings_and_vanishes_for_equ
     assert made.terms(same)["distance"].item() < 1e-9
 
 
-def test_contrast_is_the_surprise_at_the_other_view_among_other_transitions():
-    made, batch = objective("contrastive_views"), ragged()
-    directions = torch.nn.functional.normalize(made.model.encode(batch.features).flatten(1), dim=1)
+@pytest.mark.parametrize("name", ["contrastive_views", "self_cross_contrast"])
+def test_contrast_is_the_surprise_at_the_other_view_among_other_transitions(name):
+    made, batch = objective(name), ragged()
+    points = made.model.describe(batch.features).flatten(1)
     surprises = []
     for one, other in batch.cross.tolist():
         candidates = [other] + [row for row in range(6) if batch.sample[row] != batch.sample[one]]
-        scores = torch.stack([directions[one] @ directions[row] for row in candidates]) / 0.1
+        scores = torch.stack([-(points[one] - points[row]).square().mean() for row in candidates])
         surprises.append(-scores.log_softmax(0)[0].item())
-    assert made.terms(batch)["contrast"].item() == pytest.approx(sum(surprises) / 7, rel=1e-3)
+    terms = made.terms(batch)
+    assert terms["contrast"].item() == pytest.approx(sum(surprises) / 7, rel=1e-3)
+    without = objective({"contrastive_views": "self", "self_cross_contrast": "self_cross"}[name])
+    without.load_state_dict(made.state_dict())
+    assert terms["loss"].item() - 0.2 * terms["contrast"].item() == pytest.approx(
+        without.terms(batch)["loss"].item(), rel=1e-4
+    )
     alike = all_pairs(torch.randn(1, 1, 2, 9, 12).expand(2, 6, -1, -1, -1))
     assert made.terms(alike)["contrast"].item() == pytest.approx(torch.tensor(11.0).log().item(), rel=1e-3)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from core.html_page import percent, render_page
 from core.inspection.charts import dimensions, length_chart
 from core.inspection.inspection import Inspection
 from core.inspection.problems import LEVELS, MOST_NAMED, Problem
@@ -16,7 +17,7 @@ from core.run import write_text
 from core.splits import NAMES
 from core.store import Store
 
-TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("template.html", "style.css"))
+TEMPLATE = Path(__file__).with_name("template.html")
 MOST_DIMENSIONS, MOST_INSTRUCTIONS, MOST_VIEWS = 64, 30, 12
 """Numbers, instructions and cameras that are shown; the page says how many are left out."""
 EVIDENCE = 2
@@ -25,23 +26,14 @@ EVIDENCE = 2
 
 def write_page(inspection: Inspection, file: Path, seed: int = 0) -> None:
     """Write the page; the seed decides which episodes it shows."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "grouped": grouped}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    values = page_values(inspection, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, template.render(**page_values(inspection, seed)))
+    write_text(file, render_page(TEMPLATE, values, number=number, percent=percent, grouped=grouped))
 
 
 def number(value: float) -> str:
     """`−0.0123`: four digits, with a real minus."""
     return f"{value:.4g}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "\N{EN DASH}"
-
-
-def percent(share: float) -> str:
-    """`12 %`, with a digit more where it is small."""
-    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
 
 
 def grouped(count: int) -> str:
@@ -56,7 +48,6 @@ def page_values(inspection: Inspection, seed: int) -> dict[str, Any]:
     records = list(store.episodes)
     lengths = np.array([record.length for record in records])
     return {
-        "style": STYLE.read_text(encoding="utf-8"),
         "name": store.path.resolve().name,
         "store": store,
         "levels": LEVELS,

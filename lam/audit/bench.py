@@ -23,6 +23,7 @@ from lam.audit.subjects import FLOOR, Reference, Subject, references, subject_of
 from lam.checkpoint import LamFacts
 from lam.dataset import FeatureSource
 from lam.label import require_fit
+from lam.mixture import Mixture
 from lam.model import LatentActionModel
 
 FEWEST_EPISODES = 5
@@ -112,7 +113,8 @@ def open_bench(
         sample = computed_once(sample, directory)
         training = None if training is None else computed_once(training, directory)
     named = {name: model for name, (model, _) in models.items()}
-    named[FLOOR] = untrained(next(iter(named.values())), sample, config.seed)
+    like = next(iter(named.values())).config
+    named[FLOOR] = untrained(like, Mixture([sample.dataset], [1.0]), config.seed)
     action, dims = _action(config, sample)
     return Bench(
         config,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from lam.audit.estimators.discrete import miller_madow_entropy
 from lam.audit.probes import (
     RIDGES,
     CrossFit,
@@ -126,10 +127,8 @@ def shuffled_by_episode(episodes: Int[np.ndarray, " samples"], rng: np.random.Ge
 
 def code_entropy_bits(codes: Int[np.ndarray, "samples tokens"]) -> float:
     """Joint entropy of the tokens: plug-in with the Miller-Madow correction, at most log2 of the samples."""
-    _, counts = np.unique(codes, axis=0, return_counts=True)
-    frequencies = counts / len(codes)
-    plug_in = -np.sum(frequencies * np.log2(frequencies))
-    return float(min(plug_in + (len(counts) - 1) / (2 * len(codes) * np.log(2)), np.log2(len(codes))))
+    counts = np.unique(codes, axis=0, return_counts=True)[1]
+    return float(min(miller_madow_entropy(counts, len(counts)), np.log2(len(codes))))
 
 
 def code_perplexity(codes: Int[np.ndarray, "samples tokens"], num_codes: int) -> Float[np.ndarray, " tokens"]:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from core.html_page import render_page, words
 from core.run import versions
 from lam.audit.bench import Bench
 from lam.audit.sections.leakage import SHIFTS
@@ -15,11 +16,6 @@ PERCENT_KEYS = ("share", "accuracy", "agreement", "commonest", "used", "codes ",
 
 def render(bench: Bench, sections: list[Section], result: dict[str, Any]) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"words": words}
-    environment.globals |= {"cell": cell, "shared_n": shared_n, "bars": bars}
     values = {
         "models": bench.manifests,
         "paths": bench.config.lams | ({"": bench.config.lam} if bench.config.lam else {}),
@@ -30,8 +26,11 @@ def render(bench: Bench, sections: list[Section], result: dict[str, Any]) -> str
         "charts": charts({table.key: table for section in sections for table in section.tables}),
         "versions": versions(),
         "config": bench.config,
+        "cell": cell,
+        "shared_n": shared_n,
+        "bars": bars,
     }
-    return environment.from_string(TEMPLATE.read_text()).render(**values)
+    return render_page(TEMPLATE, values, words=words)
 
 
 def charts(tables: dict[str, Table]) -> dict[str, str]:
@@ -74,11 +73,6 @@ def shared_n(table: Table) -> bool:
 def bars(counts: list[int]) -> list[float]:
     """Heights of a histogram, the highest 100."""
     return [100 * count / max(max(counts), 1) for count in counts]
-
-
-def words(name: str) -> str:
-    """A name without underscores."""
-    return name.replace("_", " ")
 
 
 def _text(value: float, is_share: bool) -> str:

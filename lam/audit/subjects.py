@@ -12,6 +12,7 @@ from lam.audit.sample import BATCH, Sample
 from lam.audit.sections.action import Latents
 from lam.audit.sections.regression import components_of, fit_ridge, narrowed
 from lam.codebook_watch import start_codebook
+from lam.config import LamConfig
 from lam.mixture import Mixture
 from lam.model import LatentActionModel
 
@@ -83,12 +84,12 @@ def subject_of(name: str, model: LatentActionModel, sample: Sample, training: Sa
     return Subject(name, model, *joined, known)
 
 
-def untrained(like: LatentActionModel, sample: Sample, seed: int) -> LatentActionModel:
-    """The same network untrained, its codes placed on its own encodings: what the architecture alone tells."""
+def untrained(config: LamConfig, mixture: Mixture, seed: int) -> LatentActionModel:
+    """A model as it is before its first step, its codes placed on its own encodings of a mixture of transitions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LatentActionModel(like.config, like.feature_dim, like.patches).eval()
-    start_codebook(model, Mixture([sample.dataset], [1.0]), seed)
+        model = LatentActionModel(config, mixture.dim, mixture.num_patches).eval()
+    start_codebook(model, mixture, seed)
     return model
 
 

@@ -16,13 +16,12 @@ from core.json_lines import append_json_line
 from core.run import is_done, say
 from core.workers import worker_pool
 from lam.audit.audit import sample_codes
+from lam.audit.subjects import untrained
 from lam.checkpoint import load_lam
 from lam.claim.measures import Bench, measure
 from lam.claim.settings import FLOOR, ClaimConfig, Run, read_records, runs_of, train_config
-from lam.codebook_watch import start_codebook
-from lam.model import LatentActionModel
 from lam.sources import open_sources
-from lam.train import TrainLamConfig, train, transitions_for
+from lam.train import train, transitions_for
 
 
 def train_all(config: ClaimConfig) -> list[dict[str, Any]]:
@@ -59,7 +58,8 @@ def one_run(config: ClaimConfig, run: Run) -> dict[str, Any]:
     training = train_config(config, run)
     bench = _bench(Path(config.data) / run.condition, config.test_views, training.gap_s, config.action_dims)
     if run.arm == FLOOR:
-        model = untrained(training)
+        mixture = transitions_for(training, open_sources(training), "train")
+        model = untrained(training.model, mixture, training.training.seed)
     else:
         if not is_done(training.out):
             train(training)
@@ -70,15 +70,6 @@ def one_run(config: ClaimConfig, run: Run) -> dict[str, Any]:
     record = {"key": run.key, **run._asdict(), "seconds": round(seconds, 1)}
     record.pop("config")
     return record | rounded(measure(codes, model.config.num_codes, bench))
-
-
-def untrained(config: TrainLamConfig) -> LatentActionModel:
-    """A model as it is before its first step, its codes placed on its own encodings."""
-    mixture = transitions_for(config, open_sources(config), "train")
-    torch.manual_seed(config.training.seed)
-    model = LatentActionModel(config.model, mixture.dim, mixture.num_patches).eval()
-    start_codebook(model, mixture, config.training.seed)
-    return model
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:

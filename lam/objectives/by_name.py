@@ -2,7 +2,7 @@
 
 from lam.objectives.adversary import ViewAdversary
 from lam.objectives.consistency import ViewConsistency
-from lam.objectives.contrastive import ContrastiveViews
+from lam.objectives.contrastive import ContrastiveViews, CrossAndContrast
 from lam.objectives.interface import Objective
 from lam.objectives.proprioception import ProprioceptiveForward
 from lam.objectives.published import Published
@@ -16,6 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mismatched": Mismatched,
     "view_consistency": ViewConsistency,
     "contrastive_views": ContrastiveViews,
+    "self_cross_contrast": CrossAndContrast,
     "view_adversary": ViewAdversary,
     "proprioceptive_forward": ProprioceptiveForward,
     "action_supervised": ActionSupervised,

@@ -2,28 +2,54 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
-from lam.objectives.interface import Objective, Terms, Transitions, flat
-
-TEMPERATURE = 0.1
+from lam.objectives.interface import Encoded, Objective, Terms, Transitions, flat
+from lam.objectives.reconstruction import OwnAndCross
 
 
 class ContrastiveViews(Objective):
-    """Self-reconstruction, and InfoNCE (van den Oord et al. 2018): find the other view's encoding in the batch."""
+    """Self-reconstruction, and InfoNCE (van den Oord et al. 2018): find the other view's description in the batch."""
 
     views_needed = 2
+    contrast_weight = 0.2
+    """Of a nat of the contrast, relative to the reconstruction."""
 
     def terms(self, batch: Transitions) -> Terms:
         """self, contrast (nats, its chance level is the logarithm of the number of candidates), bottleneck."""
         encoded = self.encode(batch)
-        own = self.own_error(batch, encoded)
-        one, other = batch.cross.unbind(1)
-        with torch.autocast(batch.features.device.type, enabled=False):
-            directions = F.normalize(flat(encoded.encodings).float(), dim=1)
-            similarity = directions[one] @ directions.T / TEMPERATURE
-        is_same = batch.sample[one][:, None] == batch.sample[None]
-        is_positive = torch.arange(len(directions), device=other.device)[None] == other[:, None]
-        similarity = similarity.masked_fill(is_same & ~is_positive, float("-inf"))
-        contrast = F.cross_entropy(similarity, other, reduction="sum") / max(len(other), 1)
-        loss = own + contrast + encoded.bottleneck
+        own, contrast = self.own_error(batch, encoded), contrast_of_views(batch, encoded)
+        loss = own + self.contrast_weight * contrast + encoded.bottleneck
         return {"loss": loss, "self": own, "contrast": contrast, "bottleneck": encoded.bottleneck}
+
+
+class CrossAndContrast(OwnAndCross):
+    """Reconstruction from the own and from another view's latent action, and the contrast as well."""
+
+    contrast_weight = 0.2
+    """Of a nat of the contrast, relative to the mean of both reconstructions."""
+
+    def terms(self, batch: Transitions) -> Terms:
+        """self, cross, contrast, bottleneck."""
+        encoded = self.encode(batch)
+        terms, contrast = self.reconstruction(batch, encoded), contrast_of_views(batch, encoded)
+        return terms | {"loss": terms["loss"] + self.contrast_weight * contrast, "contrast": contrast}
+
+
+def contrast_of_views(batch: Transitions, encoded: Encoded) -> Float[Tensor, ""]:
+    """Nats of surprise at the row of the other view, among it and all rows of other transitions.
+
+    Rows are the likelier the nearer their descriptions, before norm and bottleneck: likelihood falls with the squared
+    distance, whose scale is learned, so that there is no temperature and the size of a motion counts. Zero without
+    pairs. On several processes the candidates are those of the own process.
+    """
+    one, other = batch.cross.unbind(1)
+    with torch.autocast(batch.features.device.type, enabled=False):
+        points = flat(encoded.descriptions).float()
+        lengths = points.square().mean(1)
+        nearness = 2 * points[one] @ points.T / points.shape[1] - lengths[one][:, None] - lengths
+    is_same = batch.sample[one][:, None] == batch.sample[None]
+    is_other = torch.arange(len(points), device=other.device)[None] == other[:, None]
+    nearness = nearness.masked_fill(is_same & ~is_other, float("-inf"))
+    return F.cross_entropy(nearness, other, reduction="sum") / max(len(other), 1)

@@ -46,6 +46,8 @@ class DataFacts(NamedTuple):
 class Encoded(NamedTuple):
     """Latent actions of every row of a batch."""
 
+    descriptions: Float[Tensor, "rows tokens code_dim"]
+    """Before the norm, and the bottleneck."""
     encodings: Float[Tensor, "rows tokens code_dim"]
     """Before the bottleneck."""
     codes: Float[Tensor, "rows tokens code_dim"]
@@ -76,9 +78,10 @@ class Objective(nn.Module):
 
     def encode(self, batch: Transitions) -> Encoded:
         """The latent action that each row alone gives."""
-        encodings = self.model.encode(batch.features)
+        descriptions = self.model.describe(batch.features)
+        encodings = self.model.encoding_norm(descriptions)
         quantized = self.model.quantize(encodings)
-        return Encoded(encodings, quantized.codes, quantized.loss)
+        return Encoded(descriptions, encodings, quantized.codes, quantized.loss)
 
     def pair_errors(
         self, batch: Transitions, encoded: Encoded, pairs: Int[Tensor, "pairs 2"]

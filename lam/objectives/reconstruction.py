@@ -26,7 +26,10 @@ class OwnAndCross(Objective):
 
     def terms(self, batch: Transitions) -> Terms:
         """self, cross, bottleneck."""
-        encoded = self.encode(batch)
+        return self.reconstruction(batch, self.encode(batch))
+
+    def reconstruction(self, batch: Transitions, encoded: Encoded) -> Terms:
+        """The terms, from latent actions that are known."""
         own, cross = self._errors(batch, encoded, batch.cross)
         loss = (own + self.cross_weight * cross) / (1 + self.cross_weight) + encoded.bottleneck
         return {"loss": loss, "self": own, "cross": cross, "bottleneck": encoded.bottleneck}

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from core.html_page import percent, render_page
 from lam.show.agreement import Interval
 from lam.show.meanings import Direction
 
@@ -12,25 +13,12 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 def render(values: dict[str, Any]) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-
     from lam.show.charts import camera_colour, colour_of_direction, matrix_colour
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "percent": percent,
-        "interval": interval,
-        "percents": percents,
-        "number": number,
-        "arrow": arrow,
-    }
-    environment.globals |= {"hue": colour_of_direction, "camera_colour": camera_colour, "shade": matrix_colour}
-    return environment.from_string(TEMPLATE.read_text()).render(**values)
-
-
-def percent(share: float) -> str:
-    """`12 %`, with a digit more where it is small."""
-    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+    colours = {"hue": colour_of_direction, "camera_colour": camera_colour, "shade": matrix_colour}
+    return render_page(
+        TEMPLATE, values | colours, percent=percent, interval=interval, percents=percents, number=number, arrow=arrow
+    )
 
 
 def number(value: float, form: str = "%.2f") -> str:

@@ -32,7 +32,7 @@ ESTIMATORS = {
     "barber_agakov_mlp": Entry(f"{_PACKAGE}.barber_agakov:barber_agakov_mlp", "either", 30_000),
     "info_nce": Entry(f"{_PACKAGE}.neural:info_nce", "either", 20_000),
     "mine": Entry(f"{_PACKAGE}.neural:mine", "either", 20_000),
-    "ksg": Entry(f"{_PACKAGE}.nearest_neighbours:ksg", "latents", 5_000),
+    "ksg": Entry(f"{_PACKAGE}.nearest_neighbours:ksg", "latents", 5_000, exploratory=True),
     "gao": Entry(f"{_PACKAGE}.nearest_neighbours:gao", "latents", 5_000, exploratory=True),
     "ross": Entry(f"{_PACKAGE}.nearest_neighbours:ross", "codes", 5_000),
     "plug_in": Entry(f"{_PACKAGE}.discrete:plug_in", "codes", 1_000_000, exploratory=True, needs_discrete_actions=True),

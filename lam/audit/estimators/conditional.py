@@ -1,5 +1,7 @@
 """Conditional information by the chain rule: I(Z; A | S) = I(Z, S; A) - I(S; A)."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -29,10 +31,25 @@ def conditional(
         folds: of the cross-fitting.
         seed: of folds and networks.
     """
+    return beyond(sample, given, estimator, folds, seed)(inputs_of(sample))
+
+
+def beyond(
+    sample: Sample,
+    given: Float[np.ndarray, "samples columns"],
+    estimator: Estimator,
+    folds: int = 5,
+    seed: int = 0,
+) -> Callable[[Float[np.ndarray, "samples inputs"]], Estimate]:
+    """`conditional` for several latents of the same samples: I(S; A) is estimated once, `inputs_of` each is given."""
     state = with_squares(whitened(given))
-    both = np.concatenate([inputs_of(sample), state], axis=1)
-    together = estimator(sample._replace(codes=None, latents=both), folds, seed)
     alone = estimator(sample._replace(codes=None, latents=state), folds, seed)
-    assert together.contributions is not None
     assert alone.contributions is not None
-    return Estimate(together.bits - alone.bits, together.contributions - alone.contributions, together.n)
+
+    def told_by(inputs: Float[np.ndarray, "samples inputs"]) -> Estimate:
+        latents = np.concatenate([inputs, state], axis=1)
+        together = estimator(sample._replace(codes=None, latents=latents), folds, seed)
+        assert together.contributions is not None
+        return Estimate(together.bits - alone.bits, together.contributions - alone.contributions, together.n)
+
+    return told_by

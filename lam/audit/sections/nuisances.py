@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from core.store import Store
 from lam.audit.estimators.barber_agakov import barber_agakov_linear
-from lam.audit.estimators.coordinates import whitened, with_squares
+from lam.audit.estimators.conditional import beyond
 from lam.audit.estimators.interface import Sample as Pairs
 from lam.audit.estimators.interface import inputs_of
 from lam.audit.mutual_information import shuffled_by_episode
@@ -41,19 +41,12 @@ def conditional_bits(
     A difference of two lower bounds is no bound.
     """
     rng = np.random.default_rng(seed)
-    state = with_squares(whitened(actions))
-    columns = inputs_of(Pairs(actions=nuisance, codes=codes))
-
-    def told_by(latents: np.ndarray) -> np.ndarray:
-        found = barber_agakov_linear(Pairs(actions=nuisance, latents=latents, episodes=episodes), seed=seed)
-        assert found.contributions is not None
-        return found.contributions
-
-    alone = told_by(state)
-    together = told_by(np.concatenate([columns, state], axis=1))
-    orders = [shuffled_by_episode(episodes, rng) for _ in range(permutations)]
-    null = [float((told_by(np.concatenate([columns[order], state], axis=1)) - alone).mean()) for order in orders]
-    return mean_number(together - alone, episodes, permutation(null), seed)
+    pairs = Pairs(actions=nuisance, codes=codes, episodes=episodes)
+    told_by, inputs = beyond(pairs, actions, barber_agakov_linear, seed=seed), inputs_of(pairs)
+    told = told_by(inputs).contributions
+    assert told is not None
+    null = [told_by(inputs[shuffled_by_episode(episodes, rng)]).bits for _ in range(permutations)]
+    return mean_number(told, episodes, permutation(null), seed)
 
 
 def nuisances_of(sample: Sample) -> tuple[dict[str, Float[np.ndarray, "n numbers"]], list[str]]:
