@@ -217,9 +217,10 @@ def test_effects_and_the_conclusion_follow_the_intervals():
     decisive = decisive_interactions(results)
     assert decisive["action_bits over self"].mean == pytest.approx(0.1, abs=0.02)
     text = conclusion(results, found, decisive)
-    assert "more bits about the action under N2, N3 and fewer under none" in text
+    assert "more bits about the action under all of them and fewer under none" in text
     assert "mismatched* transitions, under N2 of those" in text
-    assert "fewer bits about the camera under N2." in text
+    assert "gains by itself under N3, that much of the gain: N3 1" in text
+    assert "than those of self under N2, and in a way that the control does not share under N2." in text
     assert "as an action-centric effect predicts" in text
 
 
@@ -228,4 +229,5 @@ def test_without_an_effect_the_conclusion_says_so():
     text = conclusion(results, contrasts(results, PAIRS), decisive_interactions(results))
     assert "under none and fewer under none" in text
     assert "is not borne out" in text
+    assert "by itself" not in text
     assert interaction(results, "N2", "N9", "self_cross", "self", "action_bits") is None

@@ -115,38 +115,72 @@ def page(
 
 def conclusion(results: Results, main: list[Contrast], decisive: dict[str, PairedEffect]) -> str:
     """What follows from the intervals."""
+    effects = {(c.measure, c.treatment, c.baseline, c.condition): c.effect for c in main}
 
-    def where(measure: str, baseline: str, sign: int) -> list[str]:
-        return [
-            c.condition
-            for c in main
-            if (c.measure, c.treatment, c.baseline) == (measure, "self_cross", baseline) and _is_beyond(c.effect, sign)
-        ]
+    def where(measure: str, treatment: str, baseline: str, sign: int) -> list[str]:
+        key = (measure, treatment, baseline)
+        return [name for name in results.conditions if _is_beyond(effects.get((*key, name)), sign)]
 
-    more, less = where("action_bits", "self", 1), where("action_bits", "self", -1)
-    specific = [c for c in where("action_bits", "mismatched", 1) if c in more]
-    fewer_views = where("view_bits", "self", -1)
+    def listed(names: list[str]) -> str:
+        return "all of them" if names == results.conditions else ", ".join(names) or "none"
+
+    more, less = (where("action_bits", "self_cross", "self", sign) for sign in (1, -1))
+    specific = [name for name in where("action_bits", "self_cross", "mismatched", 1) if name in more]
+    fewer = [set(where("view_bits", "self_cross", baseline, -1)) for baseline in ("self", "mismatched")]
     parts = [
-        f"Against self-reconstruction alone, cross-viewpoint reconstruction gives more bits about the action under "
-        f"{_listed(more)} and fewer under {_listed(less)} (95 % intervals that exclude zero; seven nuisances). ",
-        f"It beats its negative control, reconstruction across *mismatched* transitions, under {_listed(specific)} of "
-        "those: only there is the gain due to looking at the same motion. ",
-        f"Codes tell fewer bits about the camera under {_listed(fewer_views)}. ",
+        f"{len(results.conditions)} nuisances. Against self-reconstruction alone, cross-viewpoint reconstruction gives "
+        f"more bits about the action under {listed(more)} and fewer under {listed(less)} (95 % intervals that exclude zero).",
+        f"It beats its negative control, reconstruction across *mismatched* transitions, under {listed(specific)} of "
+        "those: only there is the gain due to looking at the same motion.",
     ]
-    effect = decisive.get("action_bits over self")
-    if effect is not None:
-        verdict = (
-            "as an action-centric effect predicts"
-            if _is_beyond(effect, 1)
-            else "the opposite of what an action-centric effect predicts"
-            if _is_beyond(effect, -1)
-            else "that it helps more against camera motion than against a shared distractor is not borne out"
-        )
+    if control := where("action_bits", "mismatched", "self", 1):
+        shares = [
+            f"{name} {_of(effects, 'mismatched', name) / _of(effects, 'self_cross', name):.0%}"
+            for name in control
+            if name in more
+        ]
         parts.append(
-            f"The decisive interaction, its gain when cameras move independently minus its gain when all cameras see a "
-            f"distractor, is {_signed(effect)} bits: {verdict}."
+            f"The control does not stay at zero everywhere: it gains by itself under {listed(control)}"
+            + (f", that much of the gain: {', '.join(shares)}." if shares else ".")
         )
-    return "".join(parts)
+    parts.append(
+        f"Codes tell fewer bits about the camera than those of self under {listed(sorted(fewer[0]))}, and in a way "
+        f"that the control does not share under {listed(sorted(fewer[0] & fewer[1]))}."
+    )
+    if (effect := decisive.get("action_bits over self")) is not None:
+        parts.append(_of_interaction(effect))
+    if ways := _ways_to_the_ceiling(results):
+        parts.append(
+            "Codes of the same size that were asked for the action show that the bottleneck is not what limits: from "
+            f"self to them, cross-viewpoint reconstruction goes {', '.join(ways)} of the way."
+        )
+    return " ".join(parts)
+
+
+def _of_interaction(effect: PairedEffect) -> str:
+    verdict = (
+        "as an action-centric effect predicts"
+        if _is_beyond(effect, 1)
+        else "the opposite of what an action-centric effect predicts"
+        if _is_beyond(effect, -1)
+        else "that it helps more against camera motion than against a shared distractor is not borne out"
+    )
+    return (
+        "The decisive interaction, its gain when cameras move independently minus its gain when all cameras see a "
+        f"distractor, is {_signed(effect)} bits: {verdict}."
+    )
+
+
+def _ways_to_the_ceiling(results: Results) -> list[str]:
+    found = []
+    for name in results.conditions:
+        values = [results.values(name, arm, "action_bits") for arm in ("self", "self_cross", "supervised")]
+        if not all(len(value) for value in values):
+            continue
+        start, reached, ceiling = (float(value.mean()) for value in values)
+        if ceiling > start:
+            found.append(f"{name} {(reached - start) / (ceiling - start):.0%}")
+    return found
 
 
 def effects_table(found: list[Contrast]) -> list[str]:
@@ -192,13 +226,15 @@ def _feature_bits(config: ClaimConfig, condition: str) -> float:
     return feature_bits(Bench(Path(config.data) / condition, config.test_views, gap_s, config.action_dims))
 
 
-def _is_beyond(effect: PairedEffect, sign: int) -> bool:
+def _is_beyond(effect: PairedEffect | None, sign: int) -> bool:
+    if effect is None:
+        return False
     return effect.ci95[0] > 0 if sign > 0 else effect.ci95[1] < 0
+
+
+def _of(effects: dict[tuple[str, str, str, str], PairedEffect], treatment: str, condition: str) -> float:
+    return effects["action_bits", treatment, "self", condition].mean
 
 
 def _signed(effect: PairedEffect) -> str:
     return f"{effect.mean:+.3f} ({effect.ci95[0]:+.3f} to {effect.ci95[1]:+.3f})"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if names else "none"
