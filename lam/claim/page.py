@@ -129,7 +129,8 @@ def conclusion(results: Results, main: list[Contrast], decisive: dict[str, Paire
     fewer = [set(where("view_bits", "self_cross", baseline, -1)) for baseline in ("self", "mismatched")]
     parts = [
         f"{len(results.conditions)} nuisances. Against self-reconstruction alone, cross-viewpoint reconstruction gives "
-        f"more bits about the action under {listed(more)} and fewer under {listed(less)} (95 % intervals that exclude zero).",
+        f"more bits about the action under {listed(more)} and fewer under {listed(less)} (95 % intervals that exclude "
+        "zero).",
         f"It beats its negative control, reconstruction across *mismatched* transitions, under {listed(specific)} of "
         "those: only there is the gain due to looking at the same motion.",
     ]
