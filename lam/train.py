@@ -40,7 +40,7 @@ class TrainLamConfig(DataConfig):
     """What the latent action has to explain: a name in lam/objectives/by_name.py."""
     cross_weight: float = Field(default=1.0, gt=0)
     """self_cross, self_cross_contrast and mismatched: weight of the second reconstruction relative to the first."""
-    contrast_weight: float = Field(default=0.2, gt=0)
+    contrast_weight: float = Field(default=0.05, gt=0)
     """contrastive_views and self_cross_contrast: weight of the contrast relative to reconstruction."""
     labelled_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training episodes whose actions objective action_supervised sees; no other sees any."""

@@ -13,6 +13,7 @@ from core.spaces import END_EFFECTOR_DELTA
 from core.store import ColumnInfo, Store, StoreInfo, finish_store, write_part
 from core.vision import EncoderConfig
 from lam.audit.views import view_agreement, view_entropy_bits
+from lam.claim.design import compare_designs, sentences
 from lam.claim.effects import Results, contrasts, interaction
 from lam.claim.measures import Bench, measure
 from lam.claim.page import PAIRS, conclusion, decisive_interactions, settle
@@ -116,7 +117,9 @@ def test_a_run_differs_from_the_base_by_its_arm_and_seed_and_its_key_by_its_sett
     run = next(run for run in runs_of(config) if run.arm == "self" and run.seed == 1)
     trained = train_config(config, run)
     assert (trained.objective, trained.training.seed, trained.training.steps) == ("self", 1, 3)
-    assert run._replace(config={"objective": "cross"}).key != run.key
+    other = run._replace(config={"objective": "cross"})
+    assert other.key != run.key
+    assert train_config(config, other).out != trained.out
     with pytest.raises(ConfigError, match="objectiv"):
         train_config(config, run._replace(config={"objectiv": "self"}))
     with pytest.raises(ConfigError, match="none of the arms"):
@@ -144,6 +147,15 @@ def test_a_second_call_trains_nothing_and_a_half_written_line_costs_one_run(conf
     }
     effects = json.loads((Path(config.out) / "effects.json").read_text())
     assert {c["condition"] for c in effects["contrasts"]} == {"N2", "N3"}
+
+
+def test_designs_are_compared_with_their_baseline_from_the_same_runs(config):
+    compare_designs(config.model_copy(update={"conditions": ("N3",)}))
+    text = (Path(config.out) / "README.md").read_text()
+    assert "## Every design against self" in text
+    assert "**self + cross (the claim)**: more bits about the action than self under" in text
+    assert "**self**:" not in text
+    assert len(read_records(Path(config.out) / "results.jsonl")) == 2 * 3
 
 
 def test_camera_motion_is_known_where_cameras_shake_and_what_never_changes_is_no_nuisance(data):
@@ -198,9 +210,8 @@ def made_up(effects, seeds=10, episodes=30):
             noise = 0.01 * np.random.default_rng([seed, len(arm)]).normal(size=episodes)
             per_episode = {"action_bits": (base[condition] + action + noise).tolist()}
             per_episode["view_bits"] = (base[condition] + view + noise).tolist()
-            records.append(
-                {"condition": condition, "setting": "main", "arm": arm, "seed": seed, "per_episode": per_episode}
-            )
+            names = {"condition": condition, "setting": "main", "arm": arm, "seed": seed}
+            records.append(names | {"per_episode": per_episode, "action_bits": np.mean(per_episode["action_bits"])})
     return Results(records)
 
 
@@ -216,6 +227,9 @@ def test_effects_and_the_conclusion_follow_the_intervals():
     assert gain.p_holm == pytest.approx(4 / 1024)
     decisive = decisive_interactions(results)
     assert decisive["action_bits over self"].mean == pytest.approx(0.1, abs=0.02)
+    said = sentences(results, found, {"N2": 9.0, "N3": 0.0}, "self")
+    assert "under N2, N3, fewer under none (95 % intervals that exclude zero); more than the frozen" in said[0]
+    assert said[0].endswith("under N3.")
     text = conclusion(results, found, decisive)
     assert "more bits about the action under all of them and fewer under none" in text
     assert "mismatched* transitions, under N2 of those" in text

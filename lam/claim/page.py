@@ -28,7 +28,7 @@ def settle(config: ClaimConfig) -> None:
     main = contrasts(results, PAIRS)
     rest = contrasts(results, [(arm, "self") for arm in others])
     decisive = decisive_interactions(results)
-    features = {name: round(_feature_bits(config, name), 4) for name in results.conditions}
+    features = frozen_feature_bits(config, results)
     sweep = sweep_effects(results, config)
     effects_picture(out / "effects.png", main)
     arms_picture(out / "arms.png", results, features)
@@ -119,7 +119,7 @@ def conclusion(results: Results, main: list[Contrast], decisive: dict[str, Paire
 
     def where(measure: str, treatment: str, baseline: str, sign: int) -> list[str]:
         key = (measure, treatment, baseline)
-        return [name for name in results.conditions if _is_beyond(effects.get((*key, name)), sign)]
+        return [name for name in results.conditions if is_beyond(effects.get((*key, name)), sign)]
 
     def listed(names: list[str]) -> str:
         return "all of them" if names == results.conditions else ", ".join(names) or "none"
@@ -161,9 +161,9 @@ def conclusion(results: Results, main: list[Contrast], decisive: dict[str, Paire
 def _of_interaction(effect: PairedEffect) -> str:
     verdict = (
         "as an action-centric effect predicts"
-        if _is_beyond(effect, 1)
+        if is_beyond(effect, 1)
         else "the opposite of what an action-centric effect predicts"
-        if _is_beyond(effect, -1)
+        if is_beyond(effect, -1)
         else "that it helps more against camera motion than against a shared distractor is not borne out"
     )
     return (
@@ -200,6 +200,13 @@ def effects_table(found: list[Contrast]) -> list[str]:
     return rows
 
 
+def is_beyond(effect: PairedEffect | None, sign: int) -> bool:
+    """Whether the interval lies on that side of zero."""
+    if effect is None:
+        return False
+    return effect.ci95[0] > 0 if sign > 0 else effect.ci95[1] < 0
+
+
 def arms_table(results: Results, features: dict[str, float]) -> list[str]:
     """Markdown rows of means over seeds: action bits / NMSE / view bits / kappa / code entropy."""
     names = ("action_bits", "action_nmse", "view_bits", "kappa", "token_entropy_bits", "hand_bits")
@@ -222,15 +229,13 @@ def arms_table(results: Results, features: dict[str, float]) -> list[str]:
     return rows
 
 
-def _feature_bits(config: ClaimConfig, condition: str) -> float:
+def frozen_feature_bits(config: ClaimConfig, results: Results) -> dict[str, float]:
+    """What the frozen features' change tells of the action under each condition, by a ridge regression."""
     gap_s = train_config(config, runs_of(config)[0]).gap_s
-    return feature_bits(Bench(Path(config.data) / condition, config.test_views, gap_s, config.action_dims))
-
-
-def _is_beyond(effect: PairedEffect | None, sign: int) -> bool:
-    if effect is None:
-        return False
-    return effect.ci95[0] > 0 if sign > 0 else effect.ci95[1] < 0
+    return {
+        name: round(feature_bits(Bench(Path(config.data) / name, config.test_views, gap_s, config.action_dims)), 4)
+        for name in results.conditions
+    }
 
 
 def _of(effects: dict[tuple[str, str, str, str], PairedEffect], treatment: str, condition: str) -> float:

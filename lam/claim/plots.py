@@ -29,6 +29,10 @@ LABELS = {
     "augmented": "self + cross with an augmented copy",
     "four_views": "self + cross, four cameras",
     "desynchronised": "self + cross, half a step apart",
+    "change": "latent of change",
+    "change_self": "latent of change, self only",
+    "contrast": "self + cross + contrast",
+    "change_contrast": "latent of change + contrast (ours)",
     "supervised": "supervised (ceiling)",
 }
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9731a", "#777777"
@@ -72,7 +76,7 @@ def arms_picture(path: Path, results: Results, features: dict[str, float]) -> No
     for axes, condition in zip(panels, results.conditions, strict=True):
         for row, arm in enumerate(arms):
             values = results.values(condition, arm, "action_bits")
-            colour = {"self_cross": BLUE, "mismatched": ORANGE}.get(arm, GREY)
+            colour = {"self_cross": BLUE, "change_contrast": BLUE, "mismatched": ORANGE}.get(arm, GREY)
             axes.plot(values, np.full(len(values), row), "o", color=colour, ms=3.5, alpha=0.6)
         if condition in features:
             axes.axvline(features[condition], color="black", lw=1, ls=":")

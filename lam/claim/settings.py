@@ -53,7 +53,8 @@ class ClaimConfig(Config):
     @model_validator(mode="after")
     def _arms_are_known(self) -> "ClaimConfig":
         known = {**self.arms, **self.more_arms}
-        if unknown := {self.baseline, "self_cross", *self.only_arms} - set(known):
+        compared = {self.baseline, "self_cross"} if self.sweep else {self.baseline}
+        if unknown := {*compared, *self.only_arms} - set(known):
             raise ValueError(f"{sorted(unknown)} are none of the arms {list(known)}")
         return self
 
@@ -70,19 +71,19 @@ class Run(NamedTuple):
     """Keys that differ from the base configuration."""
 
     @property
-    def name(self) -> str:
-        """Folder below `runs`."""
-        return f"{self.condition}/{self.setting}/{self.arm}/{self.seed}"
-
-    @property
     def config_key(self) -> str:
         """What identifies its configuration but for condition and seed."""
         return fingerprint_of(self.config)
 
     @property
+    def folder(self) -> str:
+        """Folder below `runs`: another one where the arm's configuration is another."""
+        return f"{self.condition}/{self.setting}/{self.arm}-{self.config_key}/{self.seed}"
+
+    @property
     def key(self) -> str:
         """What identifies it, its configuration included."""
-        return f"{self.name}:{self.config_key}"
+        return f"{self.condition}/{self.setting}/{self.arm}/{self.seed}:{self.config_key}"
 
 
 def runs_of(config: ClaimConfig) -> list[Run]:
@@ -119,7 +120,7 @@ def train_config(config: ClaimConfig, run: Run) -> TrainLamConfig:
     """
     data = Path(config.data) / run.condition
     overrides = {
-        "out": str(Path(config.runs) / run.name),
+        "out": str(Path(config.runs) / run.folder),
         "data.video.store": str(data / "episodes"),
         "data.video.features": str(data / "features"),
         "training.seed": run.seed,

@@ -66,7 +66,7 @@ def one_run(config: ClaimConfig, run: Run) -> dict[str, Any]:
         model, _ = load_lam(training.out)
     seconds = time.monotonic() - started
     codes = sample_codes(model, bench.sample)
-    _keep_codes(Path(config.runs) / run.name, codes)
+    _keep_codes(Path(config.runs) / run.folder, codes)
     record = {"key": run.key, **run._asdict(), "seconds": round(seconds, 1)}
     record.pop("config")
     return record | rounded(measure(codes, model.config.num_codes, bench))

@@ -8,12 +8,16 @@ from torch import Tensor
 from lam.objectives.interface import Encoded, Objective, Terms, Transitions, flat
 from lam.objectives.reconstruction import OwnAndCross
 
+SHARPNESS = 5.0
+"""Nats by which a row at the mean squared distance is less likely than one at none."""
+TINY = 1e-12
+
 
 class ContrastiveViews(Objective):
     """Self-reconstruction, and InfoNCE (van den Oord et al. 2018): find the other view's description in the batch."""
 
     views_needed = 2
-    contrast_weight = 0.2
+    contrast_weight = 0.05
     """Of a nat of the contrast, relative to the reconstruction."""
 
     def terms(self, batch: Transitions) -> Terms:
@@ -27,7 +31,7 @@ class ContrastiveViews(Objective):
 class CrossAndContrast(OwnAndCross):
     """Reconstruction from the own and from another view's latent action, and the contrast as well."""
 
-    contrast_weight = 0.2
+    contrast_weight = 0.05
     """Of a nat of the contrast, relative to the mean of both reconstructions."""
 
     def terms(self, batch: Transitions) -> Terms:
@@ -40,15 +44,18 @@ class CrossAndContrast(OwnAndCross):
 def contrast_of_views(batch: Transitions, encoded: Encoded) -> Float[Tensor, ""]:
     """Nats of surprise at the row of the other view, among it and all rows of other transitions.
 
-    Rows are the likelier the nearer their descriptions, before norm and bottleneck: likelihood falls with the squared
-    distance, whose scale is learned, so that there is no temperature and the size of a motion counts. Zero without
-    pairs. On several processes the candidates are those of the own process.
+    Rows are the likelier the nearer their descriptions, before norm and bottleneck, so that the size of a motion
+    counts. Distances are in units of the batch's mean one: shrinking everything to a point would gain nothing (in
+    absolute units that is a trap, docs/experiments.md). Zero without pairs. On several processes the candidates are
+    those of the own process.
     """
     one, other = batch.cross.unbind(1)
     with torch.autocast(batch.features.device.type, enabled=False):
         points = flat(encoded.descriptions).float()
-        lengths = points.square().mean(1)
-        nearness = 2 * points[one] @ points.T / points.shape[1] - lengths[one][:, None] - lengths
+        points = points - points.mean(dim=0)
+        lengths = points.square().sum(1)
+        distances = lengths[one][:, None] + lengths - 2 * points[one] @ points.T
+        nearness = -SHARPNESS * distances / (2 * lengths.mean()).clamp_min(TINY)
     is_same = batch.sample[one][:, None] == batch.sample[None]
     is_other = torch.arange(len(points), device=other.device)[None] == other[:, None]
     nearness = nearness.masked_fill(is_same & ~is_other, float("-inf"))
