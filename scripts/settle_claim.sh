@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-quick= out= results= seeds= arms= words=()
+quick= out= results= seeds= arms= words=() part=() episodes=400
 usage() { sed -n '2,9p' scripts/settle_claim.sh | cut -c3-; }
 while (($#)); do
   case "$1" in
@@ -29,6 +29,7 @@ while (($#)); do
 done
 if [[ $quick ]]; then
   out=${out:-runs/claim_quick} results=${results:-runs/claim_quick/results} name=claim_quick nuisances=(N1 N2 N3)
+  episodes=48 part=(--episodes_per_part 12)
 else
   out=${out:-runs/claim} results=${results:-runs/claim/results} name=claim nuisances=(N1 N2 N3 N0 N6 N5 N4)
 fi
@@ -47,12 +48,14 @@ declare -A switches=(
 )
 for nuisance in "${nuisances[@]}"; do
   # Only the arms under N1, N2 and N3 need copies and late cameras; what happened is simulated once.
-  case $nuisance in N1 | N2 | N3) config=$name ;; *) config=${name}_plain ;; esac
+  views="random_1, random_2, random_3, random_4"
+  case $nuisance in N1 | N2 | N3) views+=", copy_1, late_2" ;; esac
+  groups="[{task: RandomMotion, episodes: $episodes, views: [$views], labelled: false}]"
   same=()
   [[ $nuisance == N1 ]] || same=(--recordings "$out/N1/episodes")
   # shellcheck disable=SC2086
-  python scripts/collect_maniskill.py --config "configs/episodes/$config.yaml" --out "$out/$nuisance/episodes" \
-    ${switches[$nuisance]} "${same[@]}"
+  python scripts/collect_maniskill.py --config configs/episodes/claim.yaml --out "$out/$nuisance/episodes" \
+    --groups "$groups" ${part[@]+"${part[@]}"} ${switches[$nuisance]} "${same[@]}"
   python scripts/cache_features.py --config configs/features/components.yaml --store "$out/$nuisance/episodes" \
     --out "$out/$nuisance/features"
 done
