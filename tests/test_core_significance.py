@@ -132,7 +132,7 @@ def test_the_interval_of_an_interaction_covers_its_truth(same_episodes):
     assert 0.92 <= hits / 400 <= 0.98
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FEW_NUMBERS)
 def test_the_sign_flip_test_counts_every_flip(values):
     sums = [
@@ -167,7 +167,7 @@ def test_wilcoxon_without_ties_is_that_of_scipy(n):
     assert wilcoxon_p(values) == pytest.approx(wilcoxon(values, method="exact").pvalue)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FEW_NUMBERS)
 @example([0.0, 3.0, -2.0, 4.0, 7.0, 1.0, -5.0, -6.0])
 def test_wilcoxon_with_ties_and_zeros_counts_every_flip_of_the_midranks(values):
@@ -195,7 +195,7 @@ def test_holm_on_worked_examples_in_every_order(given_p, expected):
         assert holm([given_p[i] for i in order]) == pytest.approx([expected[i] for i in order])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_that_of_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), abs=1e-12)

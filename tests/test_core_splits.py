@@ -47,7 +47,7 @@ SINGLE = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(episodes=st.lists(SINGLE, max_size=40), held_out=st.floats(0, 0.9), seed=st.integers(0, 5))
 def test_no_group_is_torn_and_no_more_is_held_out_than_asked_for(episodes, held_out, seed):
     rule = SplitRule(held_out=held_out, seed=seed)

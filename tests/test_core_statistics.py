@@ -40,7 +40,7 @@ def test_quantiles_are_exactly_those_of_numpy(way, kind, count):
     np.testing.assert_array_equal(found, np.quantile(rows.astype(np.float64), QUANTILES, axis=0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=40),
     places=st.lists(st.integers(0, 100), max_size=4),
@@ -56,7 +56,7 @@ def test_counted_quantiles_of_any_numbers_are_exactly_those_of_numpy(rows, place
     np.testing.assert_array_equal(found, np.quantile(values.astype(np.float64), probabilities, axis=0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e6, 1e30]),
     offset=st.sampled_from([0.0, 1.0, -1e3]),

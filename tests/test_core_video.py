@@ -106,7 +106,7 @@ def test_kinds_of_video_are_what_their_names_say(tmp_path):
     assert len(set(np.diff(index_video(tmp_path / "variable.mp4").times).round(4))) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=st.lists(st.lists(st.integers(0, 39), min_size=1, max_size=6), min_size=1, max_size=8))
 def test_whatever_was_read_before_the_next_frames_are_right(order):
     path, times, whole = b_frames()

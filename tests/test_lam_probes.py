@@ -110,7 +110,7 @@ def test_constant_inputs_predict_the_training_mean():
     assert linear_probe(np.ones((600, 4)), actions, episodes).nmse == pytest.approx(1.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 8), st.lists(st.integers(0, 20), min_size=30, max_size=200), st.integers(0, 5))
 def test_folds_never_split_an_episode_and_are_of_equal_numbers_of_episodes(folds, episodes, seed):
     episodes = np.asarray(episodes)

@@ -122,7 +122,7 @@ def test_ci_sets_up_and_ends_with_the_summary_and_status_of_pytest(checkout: Pat
     finished, calls = run(checkout, ".ci/run", PYTEST_STATUS=status)
     assert finished.returncode == int(status)
     assert installs(calls) == 1
-    assert calls[-1].split() == "python -m pytest -n 2 --dist loadgroup threads=1".split()
+    assert calls[-1].split() == ["python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "threads=1"]
     assert finished.stdout.splitlines()[-1] == "1 passed"
 
 
