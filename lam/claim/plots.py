@@ -64,7 +64,8 @@ def effects_picture(path: Path, found: Sequence[Contrast]) -> None:
         axes.set_xlabel("difference, bits (95 %)")
         if axes is not panels[0]:
             axes.set_yticklabels([])
-    panels[0].legend(loc="upper center", bbox_to_anchor=(0.9, -0.16), ncols=2, frameon=False, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -82,6 +83,7 @@ def arms_picture(path: Path, results: Results, features: dict[str, float]) -> No
             axes.axvline(features[condition], color="black", lw=1, ls=":")
         axes.set_yticks(range(len(arms)), [label(arm) for arm in arms] if axes is panels[0] else [])
         axes.set_title(condition, fontsize=10)
+        axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     figure.supxlabel("bits about the action, one dot a seed; dotted: frozen feature difference", fontsize=9)
     _save(figure, path)
@@ -99,7 +101,8 @@ def sweep_picture(path: Path, rows: dict[str, dict[str, PairedEffect]]) -> None:
             if condition in by:
                 effect = by[condition]
                 text = f"{effect.mean:+.2f}\n{effect.positive}/{effect.seeds} seeds"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7)
+                colour = "white" if abs(effect.mean) > 0.6 * extreme else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(conditions)), conditions)
     axes.set_yticks(range(len(rows)), list(rows))
     figure.colorbar(image, ax=axes, label="self + cross minus self, action bits")
