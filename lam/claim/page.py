@@ -92,8 +92,8 @@ def page(
         "Made by `bash scripts/settle_claim.sh`; what was fixed before the run stands in "
         "[docs/claim.md](../../claim.md), the raw results in `results.jsonl` beside this page, every number below with "
         "its tests in `effects.json`. "
-        f"{seeds} paired seeds, {episodes} held-out episodes, each transition seen by 4 cameras that training never "
-        f"used in that place. With {seeds} pairs the smallest p is {smallest_p(seeds):.2g}.",
+        f"{seeds} paired seeds, {episodes} held-out episodes, each transition seen by 4 cameras, in places that no "
+        f"training episode has (N0: two of them train, all stand where they stood). With {seeds} pairs the smallest p is {smallest_p(seeds):.2g}.",
         "",
         conclusion(results, main, decisive),
         "",
