@@ -93,7 +93,8 @@ def page(
         "[docs/claim.md](../../claim.md), the raw results in `results.jsonl` beside this page, every number below with "
         "its tests in `effects.json`. "
         f"{seeds} paired seeds, {episodes} held-out episodes, each transition seen by 4 cameras, in places that no "
-        f"training episode has (N0: two of them train, all stand where they stood). With {seeds} pairs the smallest p is {smallest_p(seeds):.2g}.",
+        f"training episode has (N0: two of them train, all stand where they stood). "
+        f"With {seeds} pairs the smallest p is {smallest_p(seeds):.2g}.",
         "",
         conclusion(results, main, decisive),
         "",
