@@ -10,13 +10,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 quick= out= results= seeds= arms= words=() part=() episodes=400
-usage() { sed -n '2,9p' scripts/settle_claim.sh | cut -c3-; }
+fail() { echo "settle_claim.sh: $*" >&2; exit 2; }
 while (($#)); do
   case "$1" in
     --quick) quick=1; shift; continue ;;
-    -h | --help) usage; exit 0 ;;
-    --*) [[ $# -ge 2 ]] || { echo "settle_claim.sh: $1 needs a value" >&2; exit 2; } ;;
-    *) echo "settle_claim.sh: unknown word '$1'; see --help" >&2; exit 2 ;;
+    -h | --help) sed -n '2,8p' scripts/settle_claim.sh | cut -c3-; exit 0 ;;
+    --*) [[ $# -ge 2 ]] || fail "$1 needs a value" ;;
+    *) fail "unknown word '$1'; see --help" ;;
   esac
   case "$1" in
     --out) out=$2 ;;
@@ -28,11 +28,11 @@ while (($#)); do
   shift 2
 done
 if [[ $quick ]]; then
-  out=${out:-runs/claim_quick} results=${results:-runs/claim_quick/results} name=claim_quick nuisances=(N1 N2 N3)
-  episodes=48 part=(--episodes_per_part 12)
+  out=${out:-runs/claim_quick} name=claim_quick nuisances=(N1 N2 N3) episodes=48 part=(--episodes_per_part 12)
 else
-  out=${out:-runs/claim} results=${results:-runs/claim/results} name=claim nuisances=(N1 N2 N3 N0 N6 N5 N4)
+  out=${out:-runs/claim} name=claim nuisances=(N1 N2 N3 N0 N6 N5 N4)
 fi
+results=${results:-$out/results}
 [[ $seeds ]] && words+=(--seeds "$seeds")
 [[ $arms ]] && words+=(--only_arms "$arms")
 
@@ -40,6 +40,9 @@ bash scripts/setup.sh
 source .venv/bin/activate
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 trap 'echo "settle_claim.sh: interrupted; the same command goes on where it stopped" >&2; exit 130' INT TERM
+
+words=(--config "configs/lam/settle_$name.yaml" --data "$out" --runs "$out/runs" --out "$results" "${words[@]}")
+python scripts/settle_claim.py "${words[@]}" --only_check true # a wrong word is said now, not after an hour
 
 # What each nuisance switches on.
 declare -A switches=(
@@ -59,5 +62,4 @@ for nuisance in "${nuisances[@]}"; do
   python scripts/cache_features.py --config configs/features/components.yaml --store "$out/$nuisance/episodes" \
     --out "$out/$nuisance/features"
 done
-python scripts/settle_claim.py --config "configs/lam/settle_$name.yaml" --data "$out" --runs "$out/runs" \
-  --out "$results" "${words[@]}"
+python scripts/settle_claim.py "${words[@]}"

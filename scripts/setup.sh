@@ -46,7 +46,7 @@ make_venv() {
         say "making $venv with $python"
         "$python" -m venv "$venv"
     fi
-    wanted="$(sha256sum <pyproject.toml | cut -d' ' -f1) $("$venv/bin/python" -c 'import platform; print(platform.python_version())')"
+    wanted="$(sha256sum <pyproject.toml | cut -d' ' -f1) $("$venv/bin/python" -c 'import platform; print(platform.python_version())') $PWD"
     if [[ $(cat "$venv/installed" 2>/dev/null) == "$wanted" ]]; then
         say "dependencies are up to date in $venv"
         return

@@ -13,11 +13,13 @@ from core.spaces import END_EFFECTOR_DELTA
 from core.store import ColumnInfo, Store, StoreInfo, finish_store, write_part
 from core.vision import EncoderConfig
 from lam.audit.views import view_agreement, view_entropy_bits
+from lam.claim.conclusion import conclusion
 from lam.claim.design import compare_designs, sentences
 from lam.claim.effects import Results, contrasts, interaction
 from lam.claim.measures import Bench, measure
-from lam.claim.page import PAIRS, conclusion, decisive_interactions, settle
+from lam.claim.page import PAIRS, decisive_interactions, settle
 from lam.claim.settings import ClaimConfig, read_records, runs_of, train_config
+from lam.claim.train import ClaimError
 
 VIEWS = ("random_1", "random_2", "random_3", "random_4")
 FRAMES, SIZE = 6, 32
@@ -111,6 +113,8 @@ def test_every_arm_has_the_same_seeds_and_further_arms_their_own_conditions(conf
     assert [run.arm for run in runs_of(weight) if run.setting != "main"] == ["self_cross"]
     only = wider.model_copy(update={"only_arms": ("self", "cross")})
     assert {run.arm for run in runs_of(only) if run.setting == "main"} == {"self", "cross"}
+    with pytest.raises(ConfigError, match="only_arms needs self, which the others are compared with"):
+        load_config(ClaimConfig, overrides=config.model_dump() | {"only_arms": ["self_cross"]})
 
 
 def test_a_run_differs_from_the_base_by_its_arm_and_seed_and_its_key_by_its_settings(config):
@@ -145,6 +149,10 @@ def test_a_second_call_trains_nothing_and_a_half_written_line_costs_one_run(conf
     assert {name: value for name, value in again.items() if name != "seconds"} == {
         name: value for name, value in first.items() if name != "seconds"
     }
+    others = [record | {"origin": "elsewhere"} for record in records.values()]
+    file.write_text("".join(json.dumps(record) + "\n" for record in others))
+    with pytest.raises(ClaimError, match=r"other episodes, features or .*base.yaml under N2; give another --out"):
+        settle(config)
     effects = json.loads((Path(config.out) / "effects.json").read_text())
     assert {c["condition"] for c in effects["contrasts"]} == {"N2", "N3"}
 
@@ -184,6 +192,7 @@ def test_codes_of_the_action_have_its_bits_and_none_of_the_camera(data):
     assert abs(found["action_bits"]) < 0.05
     assert found["view_bits"] == pytest.approx(2.0 + 3 / (8 * np.log(2)))
     assert found["agreement"] == 0.0
+    assert found["joint_view_bits"] == 2.0
 
 
 def test_view_entropy_and_agreement_of_known_codes():
@@ -230,18 +239,42 @@ def test_effects_and_the_conclusion_follow_the_intervals():
     said = sentences(results, found, {"N2": 9.0, "N3": 0.0}, "self")
     assert "under N2, N3, fewer under none (95 % intervals that exclude zero); more than the frozen" in said[0]
     assert said[0].endswith("under N3.")
-    text = conclusion(results, found, decisive)
-    assert "more bits about the action under all of them and fewer under none" in text
-    assert "mismatched* transitions, under N2 of those" in text
-    assert "gains by itself under N3, that much of the gain: N3 1" in text
-    assert "than those of self under N2, and in a way that the control does not share under N2." in text
+    text = conclusion(results, found, [], decisive)
+    assert "more bits about the action under all 2 and fewer under none" in text
+    assert "under N2; **the claim holds there and fails under N3**" in text
+    assert "of the gain by itself: N2 -0%, N3 1" in text
+    assert "its interval lies above zero under N3." in text
+    assert "than those of self under N2, in a way that the control does not share under N2." in text
     assert "as an action-centric effect predicts" in text
+
+
+def test_nothing_is_said_of_a_control_that_never_ran_and_others_are_set_beside_the_gain():
+    results = made_up(
+        {("N2", "self_cross"): (0.2, 0.0), ("N3", "self_cross"): (0.1, 0.0), ("N2", "augmented"): (0.1, 0.0)}
+    )
+    rest = contrasts(results, [("augmented", "self")])
+    text = conclusion(results, contrasts(results, PAIRS), rest, decisive_interactions(results))
+    assert "control" not in text
+    assert "reach, of the gain: an augmented copy of the *same* camera as the second view N2 5" in text
+
+
+def test_an_interaction_is_of_the_seeds_that_all_four_have():
+    names = [(c, a) for c in ("N2", "N3") for a in ("self", "self_cross")]
+    records = [
+        {"condition": c, "setting": "main", "arm": arm, "seed": seed, "action_bits": 0.0}
+        | {"per_episode": {"action_bits": [10.0**seed * (arm == "self_cross")] * 3}}
+        for c, arm in names
+        for seed in ((0, 1, 3) if c == "N2" else (0, 1, 2))
+    ]
+    found = interaction(Results(records), "N2", "N3", "self_cross", "self", "action_bits")
+    assert (found.seeds, found.mean) == (2, 0.0)
 
 
 def test_without_an_effect_the_conclusion_says_so():
     results = made_up({(c, arm): (0.0, 0.0) for c in ("N2", "N3") for arm in ("self_cross", "mismatched")})
-    text = conclusion(results, contrasts(results, PAIRS), decisive_interactions(results))
+    text = conclusion(results, contrasts(results, PAIRS), [], decisive_interactions(results))
     assert "under none and fewer under none" in text
     assert "is not borne out" in text
     assert "by itself" not in text
+    assert "fails under all 2" in text
     assert interaction(results, "N2", "N9", "self_cross", "self", "action_bits") is None

@@ -81,7 +81,7 @@ def estimate_file(config: EstimateConfig) -> dict[str, Any]:
     report["warnings"] = warnings + _doubts(sample, report, config)
     for warning in report["warnings"]:
         say(f"note: {warning}")
-    return report
+    return _without_nan(report)
 
 
 def load_sample(path: str | Path) -> Loaded:
@@ -115,12 +115,11 @@ def load_sample(path: str | Path) -> Loaded:
         raise ValueError(f"all {latents.shape[1]} features of latents are constant; they carry no information")
     episodes = _labels("episodes", arrays["episodes"]) if "episodes" in arrays else None
     if episodes is None and "views" in arrays and len(np.unique(_labels("views", arrays["views"]))) > 1:
-        # A transition is known by its action: all cameras saw the same.
-        episodes = dense(actions)
+        episodes = _transitions(actions, len(np.unique(arrays["views"])))
         warnings.append("views without episodes: samples with equal actions are kept in one fold as one transition")
-    elif episodes is None:
+    if "episodes" not in arrays:
         warnings.append(
-            "no episodes: every sample counts as independent; neighbouring frames are not, so give episodes"
+            "no episodes: every transition counts as independent; neighbouring frames are not, so give episodes"
         )
     return Loaded(Sample(actions, codes, latents, episodes), warnings)
 
@@ -138,7 +137,7 @@ def permutation_null(sample: Sample, config: EstimateConfig, name: str = PRIMARY
             say(f"null {number + 1}/{config.permutations}, ETA {left:.0f} s")
     found = np.array(bits) if bits else np.array([np.nan])
     facts = {"mean": found.mean(), "sd": found.std(), "p95": np.percentile(found, 95)}
-    return {key: _number(value) for key, value in facts.items()} | {
+    return {key: float(value) for key, value in facts.items()} | {
         "permutations": config.permutations,
         "n": len(part.actions),
     }
@@ -167,7 +166,9 @@ def ceiling_bits(sample: Sample, config: EstimateConfig) -> float:
 def probe_nmse(sample: Sample, config: EstimateConfig) -> dict[str, Any]:
     """Error of decoders from latents to actions in their own units, cross-fitted; 1 is chance."""
     part = _thinned(sample, PROBE_SAMPLES, config.seed)
-    inputs, actions = inputs_of(part), part.actions.astype(np.float64)
+    # Errors are shares, so units do not matter; the squares of huge numbers would.
+    inputs = inputs_of(part)
+    actions = part.actions / np.maximum(np.abs(part.actions).max(axis=0), np.finfo(np.float64).tiny)
     linear = linear_probe(inputs, actions, episodes_of(part), config.folds, seed=config.seed)
     fold_of = folds_of(part, config.folds, config.seed)
     varies = np.ptp(actions, axis=0) > 0
@@ -302,6 +303,17 @@ def _codes(array: np.ndarray) -> Int[np.ndarray, "samples tokens"]:
     return array.astype(np.int64)
 
 
+def _transitions(actions: np.ndarray, views: int) -> Int[np.ndarray, " samples"]:
+    """A transition is known by its action, for all cameras saw the same."""
+    found = dense(actions)
+    if 2 * views * (found.max() + 1) < len(actions):
+        raise ValueError(
+            f"views without episodes: samples of one transition are known by their action, but {len(actions)} samples "
+            f"from {views} views have only {found.max() + 1} different actions; give episodes"
+        )
+    return found
+
+
 def _labels(name: str, array: np.ndarray) -> Int[np.ndarray, " samples"]:
     if array.ndim != 1 or array.dtype.kind not in "iuUS":
         raise ValueError(
@@ -310,5 +322,10 @@ def _labels(name: str, array: np.ndarray) -> Int[np.ndarray, " samples"]:
     return dense(array)
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what is unknown is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -168,6 +168,22 @@ def _exclusive_or(n: int, rng: Random, joint: bool) -> Sample:
     return Sample(action[:, None].astype(np.float64), codes if joint else codes[:, 1:], None, np.arange(n) // BLOCK)
 
 
+def _certain(n: int, rng: Random, chances: np.ndarray) -> Sample:
+    """One token that names which part of the first dimension's range an action lies in, parts of these chances."""
+    actions = rng.standard_normal((n, DIMS))
+    codes = np.searchsorted(np.cumsum(chances)[:-1], norm.cdf(actions[:, :1]))
+    return Sample(actions, codes, None, np.arange(n) // BLOCK)
+
+
+def _few_episodes(n: int, rng: Random, kept: float, spread: float) -> Sample:
+    """Codes and actions that each stay alike through 24 long episodes, and know nothing of each other."""
+    episodes = np.arange(n) * 24 // n
+    actions = rng.standard_normal((24, 3))[episodes] + spread * rng.standard_normal((n, 3))
+    codes = rng.integers(0, CODES, (24, TOKENS))[episodes]
+    changed = rng.random(codes.shape) > kept
+    return Sample(actions, np.where(changed, rng.integers(0, CODES, codes.shape), codes), None, episodes)
+
+
 def _gripper(n: int, rng: Random) -> Sample:
     sample = binned_copies(n, rng, 0.8)
     is_open = sample.actions[:, 6] > 0
@@ -210,6 +226,8 @@ def _rotation(rng: Random) -> np.ndarray:
 
 ACTION_MAP = np.random.default_rng(0).standard_normal((8, 3))
 NUISANCE_MAP = np.random.default_rng(1).standard_normal((8, 8)) / 2
+EQUAL_WIDTH = np.diff(norm.cdf([-np.inf, *np.linspace(-3, 3, 15), np.inf]))
+ZIPF = (1 / np.arange(1, 65)) / np.sum(1 / np.arange(1, 65))
 _EIGHT = {"correlation": 0.8}
 _STRONG = TOKENS * binned_bits(0.8)
 
@@ -219,6 +237,8 @@ CASES = {
         "codes", 0.0, _codes_of(lambda codes, _: np.repeat(codes[:, :1], 4, axis=1), correlation=0.0)
     ),
     "independent, heavy tails": Case("codes", 0.0, _actions_of(_heavy, correlation=0.0)),
+    "independent, few long episodes": Case("codes", 0.0, lambda n, rng: _few_episodes(n, rng, 0.5, 0.5)),
+    "independent, few monotonous episodes": Case("codes", 0.0, lambda n, rng: _few_episodes(n, rng, 0.9, 0.1)),
     "binned, weak": _binned_case(0.43),
     "binned, medium": _binned_case(0.6),
     "binned, strong": _binned_case(0.8),
@@ -240,6 +260,12 @@ CASES = {
     ),
     "one token of 64 codes": Case(
         "codes", binned_bits(0.95, 64), lambda n, rng: binned_copies(n, rng, 0.95, tokens=1, codes=64)
+    ),
+    "bins of equal width": Case(
+        "codes", float(_entropies(EQUAL_WIDTH[None])[0]), lambda n, rng: _certain(n, rng, EQUAL_WIDTH)
+    ),
+    "64 codes, most of them rare": Case(
+        "codes", float(_entropies(ZIPF[None])[0]), lambda n, rng: _certain(n, rng, ZIPF)
     ),
     "eight tokens of 4 codes": Case(
         "codes", 8 * binned_bits(0.8, 4), lambda n, rng: binned_copies(n, rng, 0.8, tokens=8, codes=4, dims=10)

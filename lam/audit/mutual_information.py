@@ -114,15 +114,18 @@ def log_ratio_bits(
 def shuffled_by_episode(episodes: Int[np.ndarray, " samples"], rng: np.random.Generator) -> Int[np.ndarray, " samples"]:
     """An order of the samples that breaks their tie to the latents but keeps each episode's run of actions together.
 
-    Episodes come in random order, each rotated by a random amount, laid end to end over the unchanged latents. Runs
-    stay whole because neighbouring actions resemble each other: shuffled singly they would make a null too narrow.
-    Lengths may differ, as nothing is cut or repeated. The rotation matters where episodes are equally long: their
-    order alone would pair the same instants again, and what latents and actions share through time (reach, then grasp)
-    is information, not chance. What time alone explains is a question for conditional information.
+    Episodes come in random order, each rotated by a random amount, laid end to end over the latents of one episode
+    after another. Runs stay whole because neighbouring actions resemble each other: shuffled singly they would make a
+    null too narrow. Lengths may differ, as nothing is cut or repeated. The rotation matters where episodes are equally
+    long: their order alone would pair the same instants again, and what latents and actions share through time (reach,
+    then grasp) is information, not chance. What time alone explains is a question for conditional information.
     """
     _, index = np.unique(episodes, return_inverse=True)
     runs = [np.flatnonzero(index == name) for name in range(index.max() + 1)]
-    return np.concatenate([np.roll(runs[name], rng.integers(len(runs[name]))) for name in rng.permutation(len(runs))])
+    laid = [np.roll(runs[name], rng.integers(len(runs[name]))) for name in rng.permutation(len(runs))]
+    order = np.empty(len(index), dtype=np.int64)
+    order[np.concatenate(runs)] = np.concatenate(laid)
+    return order
 
 
 def code_entropy_bits(codes: Int[np.ndarray, "samples tokens"]) -> float:

@@ -75,6 +75,9 @@ class CrossFittedRidge:
         self._ridges = np.asarray(ridges, dtype=np.float64)
         self._rows = [np.flatnonzero(folds == fold) for fold in range(self.num_folds)]
         self._scatter = [self._inputs[rows].T @ self._inputs[rows] for rows in self._rows]
+        # Inputs that vary only outside the training folds leave a scatter of rounding errors there.
+        total = sum(np.trace(scatter) for scatter in self._scatter)
+        self._least = max(np.finfo(np.float64).eps * total, np.finfo(np.float64).tiny)
         held_out = [frozenset(pair) for size in (1, 2) for pair in combinations(range(self.num_folds), size)]
         self._bases = {without: self._decompose(without) for without in held_out}
 
@@ -117,7 +120,7 @@ class CrossFittedRidge:
         kept = self._train(*without)
         features = len(basis.mean)
         cross = basis.vectors.T @ moments.about(kept, moments.mean(kept)[1])[:features, features:]
-        penalties = np.maximum(self._ridges * basis.eigenvalues.mean(), np.finfo(np.float64).tiny)
+        penalties = np.maximum(self._ridges * basis.eigenvalues.mean(), self._least)
         shrunk = cross / rearrange(basis.eigenvalues + penalties[:, None], "ridges features -> ridges features 1")
         return basis.vectors @ shrunk
 

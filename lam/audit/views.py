@@ -32,9 +32,10 @@ def seen_together(transitions: Int[np.ndarray, " n"], cameras: Int[np.ndarray, "
 
 
 def view_entropy_bits(codes: Int[np.ndarray, "transitions views tokens"]) -> Float[np.ndarray, " transitions"]:
-    """I(code; camera | transition) of each transition, the tokens' entropies added up (Miller-Madow), in bits.
+    """I(token; camera | transition) of each transition, added up over tokens (Miller-Madow), in bits.
 
-    An upper bound of the joint code's where tokens are redundant; at most log2(views) a token before the correction.
+    Not the joint code's, which is at most log2(views): how far single tokens are decided by the camera. At most
+    log2(views) a token before the correction.
 
     Raises:
         ValueError: fewer than two views.
@@ -47,6 +48,15 @@ def view_entropy_bits(codes: Int[np.ndarray, "transitions views tokens"]) -> Flo
     entropy = -np.log2(share).mean(axis=1)
     different = (1.0 / same.sum(axis=2)).sum(axis=1)
     return (entropy + (different - 1) / (2 * views * np.log(2))).sum(axis=1)
+
+
+def joint_view_bits(codes: Int[np.ndarray, "transitions views tokens"]) -> float:
+    """I(code; camera | transition) of all tokens together, in bits; log2(views) where each camera gets its own code.
+
+    With a few cameras and many codes that is nearly always so, whatever the model: `view_entropy_bits` says more.
+    """
+    same = (codes[:, :, None] == codes[:, None]).all(axis=3)
+    return float(-np.log2(same.mean(axis=2)).mean())
 
 
 def most_view_entropy_bits(views: int, tokens: int) -> float:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from core.drawing import require_drawing
 from core.run import say, write_json, write_text
+from lam.claim.conclusion import is_beyond
 from lam.claim.effects import Contrast, Results, contrasts
-from lam.claim.page import arms_table, effects_table, flat, frozen_feature_bits, is_beyond
+from lam.claim.page import arms_table, effects_table, flat, frozen_feature_bits
 from lam.claim.plots import arms_picture, label
 from lam.claim.settings import ClaimConfig
 from lam.claim.train import train_all
@@ -61,6 +62,6 @@ def sentences(results: Results, found: list[Contrast], features: dict[str, float
         said.append(
             f"**{label(arm)}**: more bits about the action than {label(baseline)} under {', '.join(more) or 'none'}, "
             f"fewer under {', '.join(fewer) or 'none'} (95 % intervals that exclude zero); "
-            f"more than the frozen features' change without any bottleneck under {', '.join(beaten) or 'none'}."
+            f"more than the frozen features of both frames without any bottleneck under {', '.join(beaten) or 'none'}."
         )
     return said

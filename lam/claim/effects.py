@@ -6,7 +6,7 @@ import numpy as np
 
 from core.significance import EpisodeSums, PairedEffect, difference_of_differences, holm, paired_effect
 
-MEASURES = {"action_bits": "bits about the action", "view_bits": "bits about the camera"}
+MEASURES = {"action_bits": "bits about the action", "view_bits": "bits about the camera, tokens added up"}
 
 
 class Contrast(NamedTuple):
@@ -43,15 +43,29 @@ class Results:
         """A number of each of an arm's records; NaN where it is missing."""
         return np.array([record.get(name, np.nan) for record in self.of(condition, arm, setting)], dtype=np.float64)
 
-    def pair(self, condition: str, treatment: str, baseline: str, measure: str, setting: str = "main") -> Any:
+    def pair(
+        self, condition: str, treatment: str, baseline: str, measure: str, setting: str = "main"
+    ) -> tuple[EpisodeSums, EpisodeSums] | None:
         """Both arms' sums on the seeds that both have; None with fewer than two.
 
         A setting that does not concern the baseline has none of its own: it is that of the main runs.
         """
-        other = setting if self.seeds(condition, baseline, setting) else "main"
-        seeds = sorted(set(self.seeds(condition, treatment, setting)) & set(self.seeds(condition, baseline, other)))
-        if len(seeds) < 2:
-            return None
+        seeds = self.common_seeds(condition, treatment, baseline, setting)
+        return self.sums_of(condition, treatment, baseline, measure, setting, seeds) if len(seeds) > 1 else None
+
+    def common_seeds(self, condition: str, treatment: str, baseline: str, setting: str = "main") -> list[int]:
+        """Seeds that both arms have."""
+        other = self._setting_of(condition, baseline, setting)
+        return sorted(set(self.seeds(condition, treatment, setting)) & set(self.seeds(condition, baseline, other)))
+
+    def _setting_of(self, condition: str, baseline: str, setting: str) -> str:
+        return setting if self.seeds(condition, baseline, setting) else "main"
+
+    def sums_of(
+        self, condition: str, treatment: str, baseline: str, measure: str, setting: str, seeds: list[int]
+    ) -> tuple[EpisodeSums, EpisodeSums]:
+        """Both arms' sums on these seeds."""
+        other = self._setting_of(condition, baseline, setting)
         rows = [
             [self._records[condition, of, arm, seed]["per_episode"][measure] for seed in seeds]
             for arm, of in ((treatment, setting), (baseline, other))
@@ -83,10 +97,11 @@ def interaction(
     results: Results, first: str, second: str, treatment: str, baseline: str, measure: str
 ) -> PairedEffect | None:
     """(treatment minus baseline) under the first condition minus the same under the second."""
-    one = results.pair(first, treatment, baseline, measure)
-    other = results.pair(second, treatment, baseline, measure)
-    if one is None or other is None:
+    both = [results.common_seeds(condition, treatment, baseline) for condition in (first, second)]
+    seeds = sorted(set(both[0]) & set(both[1]))
+    if len(seeds) < 2:
         return None
-    seeds = min(len(one[0].sums), len(other[0].sums))
-    (a, b), (c, d) = ([EpisodeSums(part.sums[:seeds], part.counts) for part in both] for both in (one, other))
-    return difference_of_differences((a, b), (c, d), same_episodes=True)
+    one, other = (
+        results.sums_of(condition, treatment, baseline, measure, "main", seeds) for condition in (first, second)
+    )
+    return difference_of_differences(one, other, same_episodes=True)

@@ -21,7 +21,7 @@ from lam.audit.mutual_information import (
 )
 from lam.audit.probes import linear_probe, one_hot
 from lam.audit.sections.nuisances import nuisances_of
-from lam.audit.views import view_agreement, view_entropy_bits
+from lam.audit.views import joint_view_bits, view_agreement, view_entropy_bits
 
 DIGITS = 4
 NUISANCES = ("distractor", "brightness", "camera_motion")
@@ -67,6 +67,7 @@ def measure(codes: Int[np.ndarray, "n tokens"], num_codes: int, bench: Bench) ->
         "action_bits": float(ratios.mean()),
         "action_nmse": linear_probe(latents, bench.sample.actions, episodes).nmse,
         "view_bits": float(view_bits.mean()),
+        "joint_view_bits": joint_view_bits(by_transition),
         "view_share": float(view_bits.mean()) / max(token_entropy, 1e-9),
         "agreement": agreement,
         "kappa": kappa,

@@ -72,7 +72,7 @@ def effects_picture(path: Path, found: Sequence[Contrast]) -> None:
 def arms_picture(path: Path, results: Results, features: dict[str, float]) -> None:
     """Bits about the action of every arm and seed, a panel a nuisance; the line is what frozen features give."""
     columns = len(results.conditions)
-    figure, panels = _panels(columns, 1.75, 0.28 * len(results.arms) + 1.2)
+    figure, panels = _panels(columns, 1.4 + 2.5 / columns, 0.28 * len(results.arms) + 1.2)
     arms = results.arms[::-1]
     for axes, condition in zip(panels, results.conditions, strict=True):
         for row, arm in enumerate(arms):
@@ -85,7 +85,7 @@ def arms_picture(path: Path, results: Results, features: dict[str, float]) -> No
         axes.set_title(condition, fontsize=10)
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    figure.supxlabel("bits about the action, one dot a seed; dotted: frozen feature difference", fontsize=9)
+    figure.supxlabel("bits about the action, one dot a seed; dotted: frozen features of both frames", fontsize=9)
     _save(figure, path)
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from core.config import Config, load_config
 from core.json_lines import read_json_lines
-from core.run import fingerprint_of
+from core.run import fingerprint_of, read_manifest
 from lam.train import TrainLamConfig
 
 FLOOR = "untrained"
@@ -37,7 +37,7 @@ class ClaimConfig(Config):
     """Arms to run of all those above; empty: all."""
     baseline: str = "self"
     """The arm that effects are differences from."""
-    seeds: int = Field(default=10, ge=1)
+    seeds: int = Field(default=10, ge=2)
     """Paired seeds of each arm and condition."""
     sweep: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings in which `self` and `self_cross` are compared again: keys that each changes in both."""
@@ -49,6 +49,8 @@ class ClaimConfig(Config):
     """Dimensions of the action that the codes have to explain."""
     workers: int = Field(default=2, ge=1)
     """Processes, one thread each."""
+    only_check: bool = False
+    """Read the settings of all runs and do nothing."""
 
     @model_validator(mode="after")
     def _arms_are_known(self) -> "ClaimConfig":
@@ -56,6 +58,8 @@ class ClaimConfig(Config):
         compared = {self.baseline, "self_cross"} if self.sweep else {self.baseline}
         if unknown := {*compared, *self.only_arms} - set(known):
             raise ValueError(f"{sorted(unknown)} are none of the arms {list(known)}")
+        if self.only_arms and not compared <= set(self.only_arms):
+            raise ValueError(f"only_arms needs {' and '.join(sorted(compared))}, which the others are compared with")
         return self
 
 
@@ -126,6 +130,18 @@ def train_config(config: ClaimConfig, run: Run) -> TrainLamConfig:
         "training.seed": run.seed,
     }
     return load_config(TrainLamConfig, config.base, {} | run.config | overrides)
+
+
+def origins(config: ClaimConfig) -> dict[str, str]:
+    """What identifies the base configuration and the features, and with them the episodes, of each condition's runs.
+
+    Raises:
+        StageError: a condition has no finished features.
+    """
+    base = load_config(TrainLamConfig, config.base, {"out": ""}).model_dump(mode="json", exclude_unset=True)
+    conditions = dict.fromkeys((*config.conditions, *config.more_conditions))
+    made = {c: read_manifest(Path(config.data) / c / "features") for c in conditions}
+    return {c: fingerprint_of([base, manifest["fingerprint"], manifest["inputs"]]) for c, manifest in made.items()}
 
 
 def read_records(path: Path) -> dict[str, dict[str, Any]]:

@@ -19,28 +19,52 @@ from lam.audit.audit import sample_codes
 from lam.audit.subjects import untrained
 from lam.checkpoint import load_lam
 from lam.claim.measures import Bench, measure
-from lam.claim.settings import FLOOR, ClaimConfig, Run, read_records, runs_of, train_config
+from lam.claim.settings import FLOOR, ClaimConfig, Run, origins, read_records, runs_of, train_config
 from lam.sources import open_sources
 from lam.train import train, transitions_for
 
 
+class ClaimError(ValueError):
+    """Results that cannot be put together."""
+
+
 def train_all(config: ClaimConfig) -> list[dict[str, Any]]:
-    """Records of all runs, in their order; those that `results.jsonl` lacks are trained first."""
+    """Records of all runs, in their order; those that `results.jsonl` lacks are trained first.
+
+    Raises:
+        ClaimError: results that are there were measured on other data.
+    """
+    check_runs(config)
     runs = runs_of(config)
-    for run in {run.config_key: run for run in runs}.values():
-        train_config(config, run)  # a wrong key is said now, not after hours
     file = Path(config.out) / "results.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = read_records(file)
+    known, origin = read_records(file), origins(config)
+    for run in runs:
+        if run.key in known and known[run.key]["origin"] != origin[run.condition]:
+            raise ClaimError(
+                f"{file} holds results of other episodes, features or {config.base} under {run.condition}; give "
+                "another --out, or move that file away"
+            )
     missing = [run for run in runs if run.key not in known]
     if missing:
         say(f"settle_claim: {len(runs) - len(missing)} of {len(runs)} runs are there; {config.workers} processes")
     with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", desc="claim", smoothing=0.05) as bar:
         for record in _finished(config, missing):
+            record["origin"] = origin[record["condition"]]
             append_json_line(file, record)
             known[record["key"]] = record
             bar.update()
     return [known[run.key] for run in runs]
+
+
+def check_runs(config: ClaimConfig) -> None:
+    """Read the configuration of every run, so that a wrong key is said now and not after hours.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    for run in {run.config_key: run for run in runs_of(config)}.values():
+        train_config(config, run)
 
 
 def _finished(config: ClaimConfig, runs: list[Run]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,12 @@ NEGATIVES = 1024
 """Pairs that are scored against each other; a bound cannot exceed its log2."""
 FLOOR = 1e-6
 """Variance added to covariances, targets having about 1."""
+DOUBT = 0.01
+"""Share of an even chance of all latents in what a critic says: no action can cost more than its -log2, 6.6 bits.
+
+Where a code is rare, a normal density of what it means is surely wrong for some actions, by hundreds of bits. A mixture
+of chances is one too, so the bound stays one; it costs 0.014 bits.
+"""
 
 
 class Critic(NamedTuple):
@@ -46,7 +52,7 @@ def contrastive_bits(scores: Float32[np.ndarray, "rows rows"]) -> Float[np.ndarr
     """Bits by which each action points at its own latent rather than at any of the block."""
     highest = scores.max(axis=1)
     total = np.exp(scores - highest[:, None]).mean(axis=1, dtype=np.float64)
-    return (np.diag(scores) - highest - np.log(total)) / np.log(2)
+    return np.log2((1 - DOUBT) * np.exp(np.diag(scores) - highest) / total + DOUBT)
 
 
 def expected_bits(scores: Float32[np.ndarray, "rows rows"]) -> Float[np.ndarray, " rows"]:
@@ -54,10 +60,10 @@ def expected_bits(scores: Float32[np.ndarray, "rows rows"]) -> Float[np.ndarray,
 
     It varies less than the realised bits, and proves nothing alone: a critic that is too sure expects too much.
     """
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    weights = np.exp(shifted)
-    total = weights.sum(axis=1)
-    return (np.sum(weights * shifted, axis=1) / total - np.log(total / len(scores))) / np.log(2)
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chances *= (1 - DOUBT) * len(scores) / chances.sum(axis=1, keepdims=True)
+    chances += DOUBT
+    return np.mean(chances * np.log2(chances), axis=1, dtype=np.float64)
 
 
 def blocks_of(
@@ -70,16 +76,19 @@ def blocks_of(
 def best_weights(
     blocks: Sequence[Float32[np.ndarray, "critics _ _"]], start: Sequence[float]
 ) -> Float[np.ndarray, " critics"]:
-    """Weights of critics, 0 to 1.5 each, whose weighted sum proves most bits: a concave problem."""
+    """Weights of critics, 0 to 1.5 each, whose weighted sum proves most bits."""
 
     def negative(weights: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope, samples = 0.0, np.zeros(len(weights)), 0
         for block in blocks:
             scores = weighted(weights, block)
+            bits = contrastive_bits(scores)
+            value += float(bits.sum()) * np.log(2)
+            # Of the critic's own chance in the mixture: where doubt explains a pair, the critic is not asked.
+            own = (1 - DOUBT * 2.0**-bits).astype(np.float32)[:, None]
             posterior = np.exp(scores - scores.max(axis=1, keepdims=True))
-            posterior /= posterior.sum(axis=1, keepdims=True)
-            value += float(contrastive_bits(scores).sum()) * np.log(2)
-            slope += [np.trace(critic) - np.vdot(posterior, critic) for critic in block]
+            posterior *= own / posterior.sum(axis=1, keepdims=True)
+            slope += [np.vdot(own[:, 0], np.diag(critic)) - np.vdot(posterior, critic) for critic in block]
             samples += len(scores)
         return -value / samples, -slope / samples
 

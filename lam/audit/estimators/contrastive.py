@@ -17,7 +17,17 @@ from lam.audit.estimators.contrast import (
     weighted,
 )
 from lam.audit.estimators.coordinates import coordinates_of, whitened, with_squares
-from lam.audit.estimators.interface import Estimate, Sample, dense, folds_of, latents_of, of_contributions, standardised
+from lam.audit.estimators.interface import (
+    Estimate,
+    Sample,
+    dense,
+    episodes_of,
+    folds_of,
+    latents_of,
+    of_contributions,
+    standard_error,
+    standardised,
+)
 from lam.audit.estimators.networks import CodeClassifier, predicted
 from lam.audit.estimators.token_effects import TokenEffects
 from lam.audit.probes import CrossFittedRidge, rank_gaussianise
@@ -26,6 +36,10 @@ SMALL_BLOCK = 400
 """Pairs that are scored against each other while fitting."""
 WORTH_BITS = 0.005
 """Bits by which other coordinates must be better to be taken."""
+CLEAR = 4.0
+"""Standard errors by which a critic must prove bits where it was chosen, for it was chosen there among several."""
+LEAST_EPISODES = 8
+"""Episodes of a validation fold below which luck alone lets a network prove bits."""
 MAX_CLASSES = 4096
 """Codes of all tokens together up to which a network classifies them."""
 
@@ -67,7 +81,7 @@ def contrastive(sample: Sample, folds: int = 5, seed: int = 0) -> Estimate:
         model: _CodeModel | _LatentModel = _CodeModel(sample.codes)
     else:
         model = _LatentModel(latents_of(sample, "contrastive"), rng)
-    densities = _Densities(model.predictors, coordinates_of(sample.actions, rng), fold_of)
+    densities = _Densities(model.predictors, coordinates_of(sample.actions, rng), fold_of, episodes_of(sample))
     realised, expected = np.empty((2, len(sample.actions)))
     for fold in range(folds):
         stack = _Stack(model, densities, fold, seed)
@@ -121,9 +135,15 @@ class _Choice(NamedTuple):
 class _Densities:
     """Normal densities of actions given latents, in any coordinates."""
 
-    def __init__(self, predictors: list[Predictor], coordinates: dict[str, np.ndarray], fold_of: np.ndarray) -> None:
+    def __init__(
+        self,
+        predictors: list[Predictor],
+        coordinates: dict[str, np.ndarray],
+        fold_of: np.ndarray,
+        episodes: np.ndarray,
+    ) -> None:
         self.choices = [_Choice(name, number) for name in coordinates for number in range(len(predictors))]
-        self.fold_of = fold_of
+        self.fold_of, self.episodes = fold_of, episodes
         self._predictors = predictors
         self._coordinates = coordinates
         self._outer_means: dict[_Choice, np.ndarray] = {}
@@ -163,12 +183,16 @@ class _Stack:
         curved_critic, curved_covariance = densities.inner(curved, fold)
         inner: list[Scorer] = [critic, curved_critic]
         self.weights = best_weights([_scores(inner, block) for block in blocks], [0.8, 0.1])
-        self.weights *= _evidence(_proven(inner, self.weights, blocks))
+        self.episodes = densities.episodes
+        rows = np.concatenate(blocks)
+        self.weights *= _evidence(_proven(inner, self.weights, blocks), self.episodes[rows], fold_of[rows])
         self.critics: list[Scorer] = [densities.outer(best, covariance), densities.outer(curved, curved_covariance)]
         # Validation rotates, so that no fold decides for all.
         held_out = others[fold % len(others)]
         train = np.flatnonzero((fold_of != fold) & (fold_of != held_out))
         validation = np.flatnonzero(fold_of == held_out)
+        if len(np.unique(self.episodes[validation])) < LEAST_EPISODES:
+            return
         network = model.network(densities.targets(curved), train, validation, seed + fold)
         if network is not None:
             self._add(network, inner, blocks_of(validation, rng, SMALL_BLOCK))
@@ -178,10 +202,13 @@ class _Stack:
 
     def _add(self, network: Scorer, inner: list[Scorer], validation: list[np.ndarray]) -> None:
         """Take the network in where it proves more bits on validation samples, by more than a standard error."""
-        weights = best_weights([_scores([*inner, network], block) for block in validation], [*self.weights, 0.1])
-        gain = _proven([*inner, network], weights, validation) - _proven(inner, self.weights, validation)
-        if gain.mean() > gain.std() / np.sqrt(len(gain)):
-            self.weights = weights
+        scores = [_scores([*inner, network], block) for block in validation]
+        both = [np.stack([weighted(self.weights, block[:-1]), block[-1]]) for block in scores]
+        old, new = best_weights(both, [1.0, 0.1])
+        gain = np.concatenate([contrastive_bits(weighted(np.array([old, new]), block)) for block in both])
+        gain -= np.concatenate([contrastive_bits(block[0]) for block in both])
+        if gain.mean() > standard_error(gain, self.episodes[np.concatenate(validation)]):
+            self.weights = np.append(min(old, 1.0) * self.weights, new)
             self.critics.append(network)
 
 
@@ -197,9 +224,13 @@ def _best_choice(densities: _Densities, fold: int, blocks: list[np.ndarray]) -> 
     return best
 
 
-def _evidence(bits: np.ndarray) -> float:
-    """0 to 1: less the nearer the mean is to its standard error, and 0 below it."""
-    return float(max(0.0, 1 - bits.var() / len(bits) / max(bits.mean(), 1e-12) ** 2))
+def _evidence(bits: np.ndarray, episodes: np.ndarray, folds: np.ndarray) -> float:
+    """0 to 1: 0 where the mean is within `CLEAR` of its standard errors, near 1 soon above.
+
+    Episodes of a fold are scored against each other: where they are few, all gain by the same luck.
+    """
+    error = max(standard_error(bits, episodes), standard_error(bits, folds))
+    return float(max(0.0, 1 - (CLEAR * error / max(bits.mean(), 1e-12)) ** 4))
 
 
 def _scores(critics: list[Scorer], block: np.ndarray) -> np.ndarray:

@@ -3,7 +3,16 @@
 import numpy as np
 
 from lam.audit.estimators.coordinates import coordinates_of, with_squares
-from lam.audit.estimators.interface import Estimate, Sample, codes_of, dense, folds_of, of_contributions
+from lam.audit.estimators.interface import (
+    Estimate,
+    Sample,
+    codes_of,
+    dense,
+    episodes_of,
+    folds_of,
+    of_contributions,
+    standard_error,
+)
 from lam.audit.estimators.networks import CodeClassifier
 from lam.audit.estimators.token_effects import TokenEffects
 
@@ -26,7 +35,7 @@ def cross_entropy(sample: Sample, folds: int = 5, seed: int = 0) -> Estimate:
     """
     codes = np.stack([dense(column) for column in codes_of(sample, "cross_entropy").T], axis=1)
     actions = with_squares(coordinates_of(sample.actions, np.random.default_rng(seed))["ranked"])
-    fold_of = folds_of(sample, folds, seed)
+    fold_of, episodes = folds_of(sample, folds, seed), episodes_of(sample)
     nats = np.zeros(len(codes))
     for fold in range(folds):
         validation_fold = (fold + 1) % folds
@@ -44,7 +53,7 @@ def cross_entropy(sample: Sample, folds: int = 5, seed: int = 0) -> Estimate:
                     bases = effects
             gain = given.log_likelihoods(rows[1]) - bases[1]
             # Where the actions do not help the network, it is only worse than the base at what tokens share.
-            if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            if gain.mean() > standard_error(gain, episodes[rows[1]]):
                 nats[rows[0]] += given.log_likelihoods(rows[0]) - bases[0]
     return of_contributions(nats / np.log(2))
 

@@ -68,6 +68,13 @@ def folds_of(sample: Sample, folds: int, seed: int) -> Int[np.ndarray, " samples
     return episode_folds(episodes_of(sample), folds, seed)
 
 
+def standard_error(values: Float[np.ndarray, " samples"], episodes: Int[np.ndarray, " samples"]) -> float:
+    """Of the mean of values, of which those of one episode resemble each other."""
+    _, index = np.unique(episodes, return_inverse=True)
+    sums = np.bincount(index, weights=values - values.mean())
+    return float(np.sqrt(np.sum(sums**2) * len(sums) / max(len(sums) - 1, 1)) / len(values))
+
+
 def codes_of(sample: Sample, estimator: str) -> Int[np.ndarray, "samples tokens"]:
     """The codes.
 

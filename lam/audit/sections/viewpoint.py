@@ -20,7 +20,7 @@ from lam.audit.views import (
 
 FOLDS = 5
 COLUMNS = {
-    "view_bits": "I(Z; view | transition), bits",
+    "view_bits": "I(token; view | transition), tokens added up, bits",
     "view_bits_share": "as a share of the most possible",
     "camera_accuracy": "camera named from the code",
     "agreement": "equal codes of two cameras",
@@ -132,9 +132,10 @@ def views_table(rows: dict[str, dict[str, Number]], cameras: int) -> Table:
         "views",
         "What the code tells of the camera",
         f"From transitions that at least 2 of {cameras} cameras saw. The encoder is deterministic, so the entropy of "
-        "the codes of one transition is what they tell of the camera (tokens added up, Miller-Madow); its null groups "
-        "codes of different transitions. The camera is named by a linear probe, cross-fitted by episode; chance is the "
-        "most frequent camera. Agreement means little where a token has hardly any entropy.",
+        "each token within a transition is what it tells of the camera (added up, Miller-Madow; of all tokens together "
+        "it would hardly ever be less than the most possible); its null groups codes of different transitions. The "
+        "camera is named by a linear probe, cross-fitted by episode; chance is the most frequent camera. Agreement "
+        "means little where a token has hardly any entropy.",
         COLUMNS,
         rows,
     )
