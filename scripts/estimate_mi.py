@@ -2,8 +2,9 @@
 
 python scripts/estimate_mi.py FILE.npz [--key value ...]
 
-FILE.npz holds `actions` float (n, a), and `codes` int (n, tokens) or `latents` float (n, d) or both (then the codes are
-estimated first); `episodes` int (n,) and `views` (n,) where known. Which number to believe: docs/calibration.md.
+FILE.npz holds `actions` float (n, a), and `codes` int (n, tokens) or `latents` float (n, d) or both (the codes are the
+primary estimate then, and `latents` has that of the latents); `episodes` int (n,) and `views` (n,) where known. Which
+number to believe: docs/calibration.md.
 """
 
 import json

@@ -132,7 +132,7 @@ def test_seeds_without_partners_are_named(tmp_path):
 
 def test_too_little_to_compare_is_refused(tmp_path):
     runs = arms(tmp_path, self={}, self_cross={})
-    with pytest.raises(ValueError, match="the 2 runs are one arm"):
+    with pytest.raises(ValueError, match="only one arm, nothing but the seed differs"):
         require_comparable(arms_of(runs[:2]))
     with pytest.raises(ValueError, match=r"1 seed an arm says nothing.* 6 for p < .05"):
         require_comparable(arms_of([runs[0], runs[2]]))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def test_latents_alone_have_an_estimate_and_no_entropy(tmp_path):
     json.dumps(report, allow_nan=False)
 
 
+def test_with_codes_and_latents_both_are_estimated_and_a_misspelt_name_is_told_first(tmp_path, capsys):
+    sample = binned_copies(600, np.random.default_rng(0), 0.9, tokens=2, codes=2, dims=3)
+    file = saved(tmp_path, codes=sample.codes, actions=sample.actions, latents=sample.actions, episode=np.zeros(600))
+    report = estimate_file(EstimateConfig(file=file, **QUICK))
+    assert report["primary"]["of"] == "codes"
+    assert report["latents"]["bits"] > report["primary"]["bits"] + 1
+    assert capsys.readouterr().err.splitlines()[0].startswith("note: episode (did you mean episodes?) ignored")
+
+
 def test_the_same_file_and_seed_give_the_same_numbers(tmp_path):
     config = EstimateConfig(file=saved(tmp_path), **QUICK)
     assert estimate_file(config) == estimate_file(config)
@@ -117,7 +127,12 @@ NAN = np.where(np.arange(600)[:, None] == 7, np.nan, np.ones((600, 3)) * np.aran
         ({"actions": np.zeros((600, 3))}, "all 3 dimensions of actions are constant"),
         ({"actions": NAN}, "NaN or infinite in 1 of 600 samples, first in 7"),
         ({"actions": np.full((600, 3), "a")}, "actions has type"),
-        ({"actions": np.zeros((600, 3), dtype=object)}, "pickled objects, which are not read"),
+        ({"actions": np.zeros((600, 3), dtype=object)}, "pickled objects are not read"),
+        ({"actions": arrays()["actions"] * 1e300}, "give other units"),
+        (
+            {"episodes": None, "views": np.arange(600) % 2, "actions": np.arange(600.0)[:, None] // 60},
+            "only 10 different",
+        ),
         ({"actions": np.arange(600.0)}, r"actions has shape \(600,\); \(n, dims\)"),
         ({"latents": np.zeros((600, 3))}, "all 3 features of latents are constant"),
         ({"episodes": np.zeros((600, 1), dtype=int)}, "episodes has shape"),
@@ -133,7 +148,14 @@ def test_a_wrong_file_is_refused_with_a_sentence(tmp_path, changed, sentence):
 def test_files_that_are_no_archives_and_unknown_names_are_refused_with_a_sentence(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "one.npy", np.zeros(3))
-    cases = {"text.npz": "not a readable .npz|pickled", "one.npy": "a single array", "none.npz": "there is no file"}
+    np.savez_compressed(tmp_path / "whole.npz", actions=np.random.default_rng(0).normal(size=(600, 3)))
+    content = bytearray((tmp_path / "whole.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "damaged.npz").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "foreign.npz", "w") as archive:
+        archive.writestr("actions", "no array")
+    cases = {"text.npz": "no .npz of plain numbers", "one.npy": "a single array", "none.npz": "is not there"}
+    cases |= {"damaged.npz": "not a readable .npz", "foreign.npz": "'actions', which is no array", ".": "is a folder"}
     for name, sentence in cases.items():
         with pytest.raises(ValueError, match=sentence):
             load_sample(tmp_path / name)
@@ -144,6 +166,6 @@ def test_files_that_are_no_archives_and_unknown_names_are_refused_with_a_sentenc
 def test_the_script_says_what_is_wrong_in_one_line_and_fails(tmp_path):
     done = run(str(tmp_path / "none.npz"))
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("estimate_mi.py: there is no file")
+    assert done.stderr.strip().splitlines()[-1].endswith("is not there; give a .npz of arrays")
     assert "Traceback" not in done.stderr
     assert run().returncode == 2

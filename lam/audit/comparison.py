@@ -103,7 +103,7 @@ def arms_of(runs: Sequence[str], baseline: str = "") -> list[Arm]:
     """
     arms: dict[str, Arm] = {}
     for path in runs:
-        manifest = read_manifest(path)
+        manifest = _manifest_of(path)
         if manifest["name"] != "train_lam":
             raise StageError(f"{path} is a run of {manifest['name']}, not of train_lam")
         settings = compared_settings(manifest["config"])
@@ -120,6 +120,13 @@ def arms_of(runs: Sequence[str], baseline: str = "") -> list[Arm]:
     if baseline and baseline not in names:
         raise ValueError(f"there is no arm {baseline!r} to be the baseline; the arms are {', '.join(map(repr, names))}")
     return sorted(named, key=lambda arm: bool(baseline) and arm.name != baseline)
+
+
+def _manifest_of(path: str) -> dict[str, Any]:
+    inside = sorted(str(run.parent) for run in Path(path).glob("*/manifest.json"))
+    if inside and not (Path(path) / "manifest.json").exists():
+        raise StageError(f"{path} is no run but holds {len(inside)}, the first of them {inside[0]}; give {path}/*")
+    return read_manifest(path)
 
 
 def compared_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def require_comparable(arms: Sequence[Arm], allow_differences: bool = False) -> 
     first, others = arms[0], arms[1:]
     if not others:
         raise ValueError(
-            f"the {len(first.runs)} runs are one arm: they differ in nothing but seed; give runs of another"
+            f"{', '.join(first.runs.values())}: only one arm, nothing but the seed differs; give runs of another"
         )
     for arm in others:
         if lines := _lines(first.inputs, arm.inputs):

@@ -1,12 +1,16 @@
 """Mutual information between anybody's latents and actions, from one file of arrays to one JSON-like report."""
 
+import difflib
 import time
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field
 
 from core.config import Config
 from core.run import say
@@ -21,6 +25,8 @@ LEAST_SAMPLES = 100
 FEW_SAMPLES = 500
 EPISODES_PER_FOLD = 10
 PROBE_SAMPLES = 50_000
+LARGEST = 1e150
+"""Of a value, whose square is taken."""
 
 
 class EstimateConfig(Config):
@@ -33,11 +39,11 @@ class EstimateConfig(Config):
     """Estimators beside the primary one; empty: all that take what the file has."""
     exploratory: bool = False
     """Also those of published comparisons, which report bits where there are none."""
-    permutations: int = 15
+    permutations: int = Field(default=15, ge=0)
     """Shuffles behind the null."""
-    null_samples: int = 1200
+    null_samples: int = Field(default=1200, ge=LEAST_SAMPLES)
     """Samples of each shuffle; fewer than in the estimate make the null wider, never narrower."""
-    folds: int = 5
+    folds: int = Field(default=5, ge=4)
     """Folds of the cross-fitting; at least 4."""
     seed: int = 0
     """Folds, shuffles, resampled episodes, networks."""
@@ -56,10 +62,10 @@ def estimate_file(config: EstimateConfig) -> dict[str, Any]:
     Raises:
         ValueError: the file, an array or a setting cannot be used; one sentence says what would be right.
     """
-    if config.folds < 4 or config.permutations < 0:
-        raise ValueError(f"folds = {config.folds}, permutations = {config.permutations}: at least 4 and 0 are needed")
     names = _chosen(config)
     sample, warnings = load_sample(config.file)
+    for warning in warnings:
+        say(f"note: {warning}")
     n, episodes = len(sample.actions), len(np.unique(episodes_of(sample)))
     folds_of(sample, config.folds, config.seed)
     started = time.monotonic()
@@ -67,7 +73,10 @@ def estimate_file(config: EstimateConfig) -> dict[str, Any]:
     seconds = time.monotonic() - started
     say(f"{PRIMARY}: {primary['bits']:.3f} bits in {seconds:.0f} s; now {len(names) + 2} more and the null")
     null = permutation_null(sample, config)
-    report: dict[str, Any] = {"primary": {"estimator": PRIMARY} | primary, "null": null}
+    of = "latents" if sample.codes is None else "codes"
+    report: dict[str, Any] = {"primary": {"estimator": PRIMARY, "of": of} | primary, "null": null}
+    if sample.codes is not None and sample.latents is not None:
+        report["latents"] = _report(PRIMARY, sample._replace(codes=None), config)
     if sample.codes is not None:
         report["entropy_bits"] = code_entropy_bits(sample.codes)
         sizes = [np.stack([dense(column)], axis=1) for column in sample.codes.T]
@@ -78,9 +87,10 @@ def estimate_file(config: EstimateConfig) -> dict[str, Any]:
     report["probe_nmse"] = probe_nmse(sample, config)
     report |= _others(names, sample, config)
     report |= {"n": n, "episodes": episodes, "folds": config.folds}
-    report["warnings"] = warnings + _doubts(sample, report, config)
-    for warning in report["warnings"]:
-        say(f"note: {warning}")
+    doubts = _doubts(sample, report, config)
+    for doubt in doubts:
+        say(f"note: {doubt}")
+    report["warnings"] = warnings + doubts
     return _without_nan(report)
 
 
@@ -92,7 +102,7 @@ def load_sample(path: str | Path) -> Loaded:
     """
     arrays = _arrays(Path(path))
     unknown = sorted(set(arrays) - set(ARRAYS))
-    warnings = [f"{', '.join(unknown)} ignored; the arrays that are read are {', '.join(ARRAYS)}"] * bool(unknown)
+    warnings = [f"{_misspelt(name)} ignored; the arrays that are read are {', '.join(ARRAYS)}" for name in unknown]
     if "actions" not in arrays or not {"codes", "latents"} & set(arrays):
         raise ValueError(
             f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; it needs `actions` (n, dims), and `codes` "
@@ -263,21 +273,29 @@ def _doubts(sample: Sample, report: dict[str, Any], config: EstimateConfig) -> l
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; give a .npz of arrays")
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; give a .npz of arrays")
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             raise ValueError(f"{path} holds a single array; save with np.savez(file, codes=..., actions=...)")
         with stored:
-            return {name: stored[name] for name in stored.files}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            arrays = {name: stored[name] for name in stored.files}
+        if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{path} holds {foreign[0]!r}, which is no array; save with np.savez")
+        return arrays
+    except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable .npz ({error}); save with np.savez") from None
     except ValueError as error:
         if "pickle" not in str(error):
             raise
         raise ValueError(
-            f"{path} holds pickled objects, which are not read; save plain numbers with np.savez"
+            f"{path} is no .npz of plain numbers (pickled objects are not read); save with np.savez"
         ) from None
+
+
+def _misspelt(name: str) -> str:
+    near = difflib.get_close_matches(name, ARRAYS, n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def _matrix(name: str, array: np.ndarray, columns: str) -> Float[np.ndarray, "samples columns"]:
@@ -290,16 +308,21 @@ def _matrix(name: str, array: np.ndarray, columns: str) -> Float[np.ndarray, "sa
         raise ValueError(
             f"{name} is NaN or infinite in {len(bad)} of {len(array)} samples, first in {bad[0]}; remove them"
         )
+    if np.abs(array.astype(np.float64)).max() > LARGEST:
+        raise ValueError(
+            f"{name} reaches {np.abs(array).max():.3g}; its square has to be a number, so give other units"
+        )
     return array.astype(np.float32 if array.dtype in (np.float16, np.float32) else np.float64)
 
 
 def _codes(array: np.ndarray) -> Int[np.ndarray, "samples tokens"]:
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iub":
         raise ValueError(
             f"codes have type {array.dtype}; code indices are integers (continuous ones belong in `latents`)"
         )
     if array.ndim != 2 or not array.shape[1]:
-        raise ValueError(f"codes have shape {array.shape}; (n, tokens) is needed, for one token codes[:, None]")
+        hint = ", for one token codes[:, None]" if array.ndim == 1 else ""
+        raise ValueError(f"codes have shape {array.shape}; (n, tokens) is needed{hint}")
     return array.astype(np.int64)
 
 

@@ -17,6 +17,9 @@ def findings(bench: Bench, sections: list[Section]) -> list[str]:
     found: list[str] = []
     if "information" in tables:
         found += about_action(tables["information"], models, bench.supervised)
+    else:
+        reasons = next((s.left_out for s in sections if s.key == "information"), [])
+        found.append(f"Whether codes are about the action is not known. {' '.join(reasons)}")
     if "few_labels" in tables:
         found += about_labels(tables["few_labels"], models)
     if "views" in tables:
@@ -38,7 +41,13 @@ def about_action(rows: Rows, models: list[str], supervised: list[str]) -> list[s
         f"{max(rows[name]['bits'].null.p95 or 0.0 for name in models):.2f}."
     ]
     empty = [name for name in models if rows[name]["bits"].ci95[0] <= max(rows[name]["bits"].null.p95 or 0.0, 0.0)]
-    if empty:
+    top = [rows[name]["bits"] for name in CEILINGS if name in rows]
+    if top and all(one.ci95[0] <= max(one.null.p95 or 0.0, 0.0) for one in top):
+        found.append(
+            "Even inverse dynamics, trained with actions on the frozen features, is not shown to tell anything: there "
+            "is too little data to judge by. (An estimate is a lower bound, so one below zero means zero.)"
+        )
+    elif empty:
         found.append(f"Not shown to tell anything about the action: {', '.join(empty)}.")
     scale = [(FLOOR, "the same network untrained"), (DIFFERENCE, "the change of the frozen features")]
     scale += [(name, f"inverse dynamics ({name.rsplit('_', 1)[1]})") for name in CEILINGS]
@@ -64,7 +73,8 @@ def about_labels(rows: Rows, models: list[str]) -> list[str]:
     for name in models:
         if counts := list(rows.get(name, {})):
             few, many = rows[name][counts[0]].value, rows[name][counts[-1]].value
-            words.append(f"{name} {few:.2f} with {counts[0]}, {many:.2f} with {counts[-1]}")
+            more = f", {many:.2f} with {counts[-1]}" if len(counts) > 1 else ""
+            words.append(f"{name} {few:.2f} with {counts[0]}{more}")
     return [f"Error of decoding by number of labelled transitions (1 is chance): {'; '.join(words)}."] if words else []
 
 
@@ -75,8 +85,10 @@ def about_view(rows: Rows, models: list[str]) -> list[str]:
         row = rows[name]
         named = row.get("camera_accuracy")
         probe = f", camera named in {percent(named.value)} (chance {percent(named.null.value)})" if named else ""
-        words.append(f"{name} {percent(row['view_bits_share'].value)}{probe}, kappa {row['kappa'].value:.2f}")
-    return [f"About the viewpoint, codes tell this share of the most possible: {'; '.join(words)}."]
+        share = row["view_bits_share"]
+        told = f"{name} {percent(share.value)} (between transitions {percent(share.null.value)}), n {share.n}"
+        words.append(f"{told}{probe}, kappa {row['kappa'].value:.2f}")
+    return [f"About the viewpoint, tokens tell this share of the most possible: {'; '.join(words)}."]
 
 
 def about_nuisances(rows: Rows, models: list[str]) -> list[str]:

@@ -271,7 +271,9 @@ def hygiene_section(bench: Bench) -> Section:
             try:
                 trained = Store.open(path)
             except (StoreError, FileNotFoundError):
-                left_out.append(f"Overlap of {name} with its training episodes: there is no store at {path} any more.")
+                left_out.append(
+                    f"Overlap of {name} with its training episodes: there is no store at {path.absolute()}."
+                )
                 continue
             found = hygiene.overlap(bench.store, trained)
             facts[name].append({"store": str(path)} | found._asdict())
@@ -316,5 +318,5 @@ def _few_episodes(bench: Bench) -> str:
     episodes = len(np.unique(bench.sample.episodes))
     return (
         f"{episodes} held-out episodes cannot make {FEWEST_EPISODES} folds; hold out more of them: python "
-        f"scripts/split_episodes.py --help."
+        f"scripts/split_episodes.py {bench.store.path} --held-out 0.4."
     )

@@ -207,7 +207,7 @@ def episode_folds(episodes: Int[np.ndarray, " samples"], folds: int, seed: int) 
     """
     names, index = np.unique(episodes, return_inverse=True)
     if len(names) < folds:
-        raise ValueError(f"{len(names)} episodes cannot make {folds} folds; use more episodes or fewer folds")
+        raise ValueError(f"{len(names)} episodes cannot make {folds} folds; use more episodes")
     return (np.random.default_rng(seed).permutation(len(names)) % folds)[index]
 
 
