@@ -34,7 +34,7 @@ ESTIMATORS = {
     "mine": Entry(f"{_PACKAGE}.neural:mine", "either", 20_000),
     "ksg": Entry(f"{_PACKAGE}.nearest_neighbours:ksg", "latents", 5_000, exploratory=True),
     "gao": Entry(f"{_PACKAGE}.nearest_neighbours:gao", "latents", 5_000, exploratory=True),
-    "ross": Entry(f"{_PACKAGE}.nearest_neighbours:ross", "codes", 5_000),
+    "ross": Entry(f"{_PACKAGE}.nearest_neighbours:ross", "codes", 5_000, exploratory=True),
     "plug_in": Entry(f"{_PACKAGE}.discrete:plug_in", "codes", 1_000_000, exploratory=True, needs_discrete_actions=True),
     "miller_madow": Entry(
         f"{_PACKAGE}.discrete:miller_madow", "codes", 1_000_000, exploratory=True, needs_discrete_actions=True

@@ -61,11 +61,11 @@ def contrastive(sample: Sample, folds: int = 5, seed: int = 0) -> Estimate:
 
     Bounds: I(Z; A) from below, in expectation, for *any* law of codes and actions: it is the bound of van den Oord et
     al. (2018) on held-out episodes, mean over pairs of log f(z, a) - log mean over z' of f(z', a), which no critic f
-    can cheat. f is a weighted product of densities fitted on the other episodes: normal ones p(a | z) in coordinates
-    where actions look normal, with means from crossed random effects of the codes (joint effects of several tokens
-    where there is evidence) or from ridges of the latents; the same for squares and products of the actions; and a
-    network where it helps on a validation fold. Coordinates and weights are chosen inside the training folds, never
-    on what is scored.
+    can cheat, mixed with an even chance of all latents so that a rare code costs little. f is a weighted product of
+    densities fitted on the other episodes: normal ones p(a | z) in coordinates where actions look normal, with means
+    from crossed random effects of the codes (joint effects of several tokens where there is evidence) or from ridges of
+    the latents; the same for squares and products of the actions; and a network where it helps on a validation fold.
+    Coordinates and weights are chosen inside the training folds, never on what is scored.
     Bias: downward. Within 10 % for codes with additive or pairwise meaning from 1,200 samples; more where a code means
     a curved region of many dimensions; at most log2 of the samples in a fold (or 1,024) can be reported.
     Cost: 2 to 5 s at 4,000 samples, 4 tokens of 16 codes, 7 dimensions.
