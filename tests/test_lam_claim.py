@@ -115,6 +115,8 @@ def test_every_arm_has_the_same_seeds_and_further_arms_their_own_conditions(conf
     assert {run.arm for run in runs_of(only) if run.setting == "main"} == {"self", "cross"}
     with pytest.raises(ConfigError, match="only_arms needs self, which the others are compared with"):
         load_config(ClaimConfig, overrides=config.model_dump() | {"only_arms": ["self_cross"]})
+    with pytest.raises(ConfigError, match="the claim is about self_cross"):
+        settle(config.model_copy(update={"only_arms": ("self",)}))
 
 
 def test_a_run_differs_from_the_base_by_its_arm_and_seed_and_its_key_by_its_settings(config):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from core.config import ConfigError
 from core.drawing import require_drawing
 from core.run import say, write_json, write_text
 from core.significance import PairedEffect, paired_effect, smallest_p
@@ -24,6 +25,8 @@ def settle(config: ClaimConfig) -> None:
     """Train and measure what is missing, then write effects.json, the pictures and README.md to `out`."""
     require_drawing()
     check_runs(config)
+    if config.only_arms and "self_cross" not in config.only_arms:
+        raise ConfigError(f"only_arms is {list(config.only_arms)}; the claim is about self_cross, so it must be there")
     if config.only_check:
         return
     results = Results(train_all(config))
