@@ -153,8 +153,9 @@ can look like meaning in all of them at once: then it reports nothing, or a litt
 
 - `barber_agakov_linear` is a good second opinion in a second of time, blind to interplay of tokens and to spread.
 - `cross_entropy`, `info_nce`, `mine` are honest and want ten times the samples.
-- `ross` (a single token), `ksg` and `gao` (few continuous dimensions) look for neighbours and find them in the same
-  episode: up to 3.7 bits where there are none. Exploratory. `nsb` is good where actions are discrete.
+- `ross` (a single token) looks for neighbours and finds them in the same episode: up to 3.7 bits where there are none.
+  `ksg` and `gao` (few continuous dimensions) look the same way, and no law with few long episodes tried them.
+  Exploratory. `nsb` is good where actions are discrete.
 - Those *as published* report bits where there are none: look at the rows of truth 0.
 
 An interval covers the sampling of episodes, not the bias: an estimator far below the truth has its interval there too.
