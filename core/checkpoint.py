@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.run import fingerprint_of_file
 
-HEADER = "mvp_lam"
+HEADER, ALIASES = "mvp_lam", "aliases"
 
 
 class CheckpointError(ValueError):
@@ -29,9 +29,12 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str,
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    contiguous = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    aliases = _aliases(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+    contiguous = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in kept.items()}
+    metadata = {HEADER: json.dumps(header, default=str)} | ({ALIASES: json.dumps(aliases)} if aliases else {})
     try:
-        save_file(contiguous, temporary, metadata={HEADER: json.dumps(header, default=str)})
+        save_file(contiguous, temporary, metadata=metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -44,6 +47,13 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str,
     finally:
         temporary.unlink(missing_ok=True)
     return fingerprint_of_file(path)
+
+
+def _aliases(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are another one (embeddings that are output weights too), which is kept once."""
+    first: dict[Any, str] = {}
+    where = {n: (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for n, t in tensors.items() if t.numel()}
+    return {name: first[place] for name, place in where.items() if first.setdefault(place, name) != name}
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -76,7 +86,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of the file, on the CPU."""
     with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+    return tensors | {name: tensors[other] for name, other in aliases.items()}
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: str) -> None:

