@@ -8,10 +8,11 @@ import sys
 
 from core.checkpoint import CheckpointError, read_metadata, read_tensors
 from core.run import run_script
-from lam import reference
+from lam import reference as lam_reference
+from vla import reference as vla_reference
 
 LIMIT = 1e-4
-REFERENCES = (reference,)
+REFERENCES = (lam_reference, vla_reference)
 
 
 def main() -> None:

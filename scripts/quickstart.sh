@@ -70,8 +70,9 @@ stage audit_lam "lam/audit_$name" --data "$out/episodes" --features "$out/featur
 
 # 6. Fine-tuning on few demonstrations, with and without that pretraining.
 finetune() {
-  stage finetune_vla "vla/finetune_$name" --pretrained "$out/pretrain" --store "$out/demonstrations" \
-    --features "$out/demonstration_features" --out "$out/finetune/$1" --demonstrations "$2" --fresh_weights "$3"
+  stage finetune_vla "vla/finetune_$name" --policy.path "$out/pretrain" --policy.fresh_weights "$3" \
+    --data.path "$out/demonstrations" --data.features "$out/demonstration_features" --data.demonstrations "$2" \
+    --out "$out/finetune/$1"
 }
 pair() {
   finetune "${1}latent_pretrained$2" "$3" false & local a=$!

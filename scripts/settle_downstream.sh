@@ -82,10 +82,10 @@ all_of_seed() {
   for budget in $budgets; do
     for arm in self self_cross supervised shuffled none; do
       from=$arm words=()
-      [[ $arm == none ]] && from=self_cross words=(--fresh_weights true)
-      stage finetune_vla "vla/finetune_$name" --store "$out/demonstrations" --features "$out/demonstration_features" \
-        --pretrained "$dir/pretrain_$from" "${words[@]}" --demonstrations "{PushCubeDirections: $budget}" \
-        --training.seed "$seed" --out "$dir/finetune_$budget/$arm"
+      [[ $arm == none ]] && from=self_cross words=(--policy.fresh_weights true)
+      stage finetune_vla "vla/finetune_$name" --data.path "$out/demonstrations" --data.features \
+        "$out/demonstration_features" --data.demonstrations "{PushCubeDirections: $budget}" \
+        --policy.path "$dir/pretrain_$from" "${words[@]}" --training.seed "$seed" --out "$dir/finetune_$budget/$arm"
     done
     stage evaluate "eval/$evaluation" --policies "$dir/finetune_$budget" --out "$dir/evaluate_$budget"
   done

@@ -35,7 +35,7 @@ def test_every_artefact_names_what_it_was_made_from(chain):
     assert manifests["lam"]["inputs"]["video.store"] == manifests["episodes"]["fingerprint"]
     assert manifests["labels"]["inputs"]["lam"] == manifests["lam"]["fingerprint"]
     policy = next(m for name, m in manifests.items() if name.startswith("latent_pretrained"))
-    assert policy["inputs"]["pretrained"] == manifests["pretrain"]["fingerprint"]
+    assert policy["inputs"]["policy"] == manifests["pretrain"]["fingerprint"]
     audit = json.loads((chain / "audit" / "audit.json").read_text())
     arms = {row["arm"] for row in audit["rows"]}
     assert {"self_cross", "self", "mismatched", "supervised", "self_cross_transformer", "untrained"} <= arms
@@ -69,7 +69,7 @@ TRAININGS = {
     "pretrain_vla": ("vla/pretrain_smoke", {"store": "episodes", "features": "features", "labels": "labels"}),
     "finetune_vla": (
         "vla/finetune_smoke",
-        {"store": "demonstrations", "features": "demonstration_features", "pretrained": "pretrain"},
+        {"data.path": "demonstrations", "data.features": "demonstration_features", "policy.path": "pretrain"},
     ),
 }
 
@@ -81,7 +81,7 @@ def test_each_training_runs_on_two_processes(chain, tmp_path, script):
     config, inputs = TRAININGS[script]
     words = [word for key, directory in inputs.items() for word in (f"--{key}", str(chain / directory))]
     if script == "finetune_vla":
-        words += ["--demonstrations", "{PushCubeDirections: 4}"]
+        words += ["--data.demonstrations", "{PushCubeDirections: 4}"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, f"scripts/{script}.py", "--config", f"configs/{config}.yaml", "--training.steps", "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

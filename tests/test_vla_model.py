@@ -1,135 +1,143 @@
+"""The model's one way of reading: what is learned is what acts, whatever the backbone and the head."""
+
 import numpy as np
 import pytest
 import torch
+from tiny_models import CODES, SENTENCES, TOKENS, nano, prepared
 
 from core.config import ConfigError
 from core.statistics import Statistics, StatisticsError
+from vla.backbones.interface import Setting
+from vla.heads.interface import HeadSizes
 from vla.model import VisionLanguageActionModel
-from vla.parts import BACKBONES, HEADS, Part, build
-from vla.prompt import prompt
-from vla.tokens import LatentTokenizer
+from vla.parts import BACKBONES, HEADS, Part, find
+from vla.prompt import PromptError, prompt
+from vla.tokens import LatentTokens, LegalLatents, TokenError, add_tokens, start_from_mean, train_tokenizer
 
 SENSES = torch.zeros(1, 3)
-SENTENCES = ["push the cube to the left", "push the cube to the right", "stack the red cube on the green cube"]
 
 
 @pytest.fixture
-def tokenizer():
-    return LatentTokenizer.trained_on([prompt(s) for s in SENTENCES], num_codes=16, num_tokens=4)
-
-
-def model_with_head(tokenizer) -> VisionLanguageActionModel:
+def model() -> VisionLanguageActionModel:
     torch.manual_seed(0)
-    options = {"width": 48, "layers": 2, "heads": 4, "feed_forward": 64, "image_tokens": 4}
-    backbone = build(Part(name="nano", options=options), BACKBONES, 12, (4, 4), tokenizer.size)
-    head = build(Part(name="l1_chunk", options={"hidden": 32}), HEADS, backbone.width, 4 + 4, 5, 7, 3)
-    return VisionLanguageActionModel(backbone, tokenizer, head).eval()
+    backbone = nano()
+    sizes = HeadSizes(backbone.width, backbone.image_tokens, TOKENS, 5, 7, 3)
+    kind, options = find(Part(name="l1_chunk", options={"hidden": 32}), HEADS)
+    return VisionLanguageActionModel(backbone, kind(options, sizes)).eval()
 
 
-def test_any_text_survives_the_tokenizer_and_known_words_are_single_tokens(tokenizer):
+def test_any_text_survives_the_tokenizer_and_known_words_are_single_tokens(model):
+    tokenizer = model.backbone.tokenizer
     for text in [*SENTENCES, "Schiebe den Würfel nach links!", "推"]:
-        ids = tokenizer.encode([text])[0].tolist()
-        assert tokenizer.tokenizer.decode(ids).strip() == text
-    assert len(tokenizer.encode(["push the cube"])[0]) == 3
+        assert tokenizer.decode(tokenizer(text)["input_ids"]).strip() == text
+    assert len(tokenizer("push the cube")["input_ids"]) == 3
 
 
-def test_latent_ids_and_codes_are_inverse_and_only_latent_ids_are_legal(tokenizer):
-    codes = torch.randint(0, 16, (5, 4))
-    ids = tokenizer.latent_ids(codes)
-    assert torch.equal(tokenizer.codes(ids), codes)
-    assert tokenizer.tokenizer.id_to_token(int(ids[0, 0])) == f"<ACT_{int(codes[0, 0])}>"
-    legal = tokenizer.legal(torch.zeros(1, tokenizer.size))
-    assert torch.isfinite(legal).sum() == 16
-    assert torch.isfinite(legal[0, tokenizer.latent_ids(torch.arange(16))]).all()
+def test_latent_ids_and_codes_are_inverse_and_only_latent_ids_are_legal(model):
+    latents, tokenizer = model.latents, model.backbone.tokenizer
+    codes = torch.randint(0, CODES, (5, TOKENS))
+    ids = latents.ids(codes)
+    assert torch.equal(latents.codes(ids), codes)
+    assert tokenizer.convert_ids_to_tokens(int(ids[0, 0])) == f"<ACT_{int(codes[0, 0])}>"
+    legal = latents.legal(torch.zeros(1, len(tokenizer)))
+    assert torch.isfinite(legal).sum() == CODES
+    assert torch.isfinite(legal[0, latents.ids(torch.arange(CODES))]).all()
 
 
-def test_a_tokenizer_survives_its_json(tokenizer):
-    again = LatentTokenizer.from_json(tokenizer.to_json(), 16, 4)
-    assert torch.equal(again.encode(SENTENCES), tokenizer.encode(SENTENCES))
+def test_codes_and_tokens_that_do_not_exist_are_named(model):
+    with pytest.raises(TokenError, match=r"code indices span 3\.\.16, the model's are 0\.\.15"):
+        model.latents.ids(torch.tensor([3, 16]))
+    with pytest.raises(TokenError, match="token ids span"):
+        model.latents.codes(torch.tensor([0]))
 
 
-def test_padding_changes_nothing(tokenizer):
-    model = model_with_head(tokenizer)
-    features = torch.randn(1, 16, 12)
-    alone = tokenizer.encode([prompt(SENTENCES[0])])
-    padded = tokenizer.encode([prompt(SENTENCES[0]), prompt(SENTENCES[2] + " " + SENTENCES[1])])[:1]
-    assert padded.shape[1] > alone.shape[1]
-    torch.testing.assert_close(
-        model.act(features, alone, SENSES), model.act(features, padded, SENSES), atol=1e-5, rtol=1e-4
-    )
+def test_generation_is_kept_to_latent_tokens_and_then_the_end():
+    latents = LatentTokens(first_id=10, num_codes=4, num_tokens=2, end_id=1)
+    legal = LegalLatents(latents, prompt_length=3)
+    for length, allowed in ((3, [10, 11, 12, 13]), (4, [10, 11, 12, 13]), (5, [1])):
+        scores = legal(torch.zeros(2, length, dtype=torch.long), torch.randn(2, 20))
+        assert [torch.isfinite(row).nonzero().flatten().tolist() for row in scores] == [allowed, allowed]
 
 
-def test_tokens_chosen_with_a_cache_are_those_of_the_full_forward_pass(tokenizer):
-    model = model_with_head(tokenizer)
-    features, ids = torch.randn(3, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES])
-    chosen = model.think(features, ids).codes
-    naive = ids
-    for _ in range(4):
-        logits = model.backbone(features, naive, naive != tokenizer.pad_id).logits[:, -1]
-        naive = torch.cat([naive, tokenizer.legal(logits).argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(tokenizer.latent_ids(chosen), naive[:, -4:])
+def test_tokens_are_added_once_in_a_row_and_start_from_the_mean():
+    tokenizer = train_tokenizer(SENTENCES, 0)
+    size = len(tokenizer)
+    assert add_tokens(tokenizer, ["<A>", "<B>"]) == [size, size + 1] == add_tokens(tokenizer, ["<A>", "<B>"])
+    with pytest.raises(TokenError, match="do not follow one another"):
+        add_tokens(tokenizer, ["<B>", "<A>"])
+    rows = torch.arange(12.0).reshape(6, 2)
+    start_from_mean(rows, 4, [4, 5])
+    assert rows[4].tolist() == rows[5].tolist() == [3.0, 4.0]
 
 
-def test_hidden_states_in_acting_are_those_of_the_teacher_forced_pass_with_the_chosen_tokens(tokenizer):
-    model = model_with_head(tokenizer)
-    features, ids = torch.randn(2, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES[:2]])
-    thought = model.think(features, ids)
-    whole = torch.cat([ids, tokenizer.latent_ids(thought.codes)], dim=1)
-    forced = model.backbone(features, whole, whole != tokenizer.pad_id)
-    torch.testing.assert_close(thought.image, forced.image, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(thought.latent, forced.hidden[:, -5:-1], atol=1e-5, rtol=1e-4)
-
-
-def test_the_loss_of_the_head_reaches_the_backbone_through_the_chosen_tokens(tokenizer):
-    model = model_with_head(tokenizer).train()
-    features, ids = torch.randn(2, 16, 12), tokenizer.encode([prompt(s) for s in SENTENCES[:2]])
-    model.think(features, ids).latent[:, -1].sum().backward()
-    assert model.backbone.project[1].weight.grad.abs().sum() > 0
-    assert model.backbone.embeddings.weight.grad.abs().sum() > 0
-
-
-def test_a_latent_token_is_predicted_without_seeing_itself_or_later_ones(tokenizer):
-    model = model_with_head(tokenizer)
-    features, ids = torch.randn(1, 16, 12), tokenizer.encode([prompt(SENTENCES[0])])
-    base = torch.cat([ids, tokenizer.latent_ids(torch.tensor([[1, 2, 3, 4]]))], dim=1)
-    changed = torch.cat([ids, tokenizer.latent_ids(torch.tensor([[1, 2, 9, 9]]))], dim=1)
-    before, after = (model.backbone(features, x, x != tokenizer.pad_id).logits for x in (base, changed))
-    end = ids.shape[1]
-    torch.testing.assert_close(before[:, : end + 2], after[:, : end + 2])
-    assert not torch.allclose(before[:, end + 2], after[:, end + 2])
-
-
-def test_one_batch_of_latents_can_be_overfitted_and_depends_on_image_and_instruction(tokenizer):
-    model = model_with_head(tokenizer).train()
-    features = torch.randn(2, 16, 12).repeat_interleave(2, 0)
-    ids = tokenizer.encode([prompt(SENTENCES[0]), prompt(SENTENCES[1])] * 2)
-    codes = torch.randint(0, 16, (4, 4))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(120):
-        terms = model.latent_loss(features, ids, codes)
-        optimizer.zero_grad()
-        terms["loss"].backward()
-        optimizer.step()
-    assert terms["accuracy"] == 1
-    assert torch.equal(model.eval().think(features, ids).codes, codes)
-
-
-def test_steps_beyond_the_end_of_an_episode_do_not_count():
-    head = build(Part(name="l1_chunk"), HEADS, 48, 4 + 4, 5, 7, 3)
-    predicted, actions = torch.zeros(1, 5, 7), torch.ones(1, 5, 7)
-    actions[:, 3:] = 100
-    mask = torch.tensor([[True, True, True, False, False]])
-    assert head.loss(predicted, actions, mask).item() == pytest.approx(1.0)
+def test_padding_changes_nothing(model):
+    features = np.random.default_rng(0).normal(size=(2, 1, 16, 12)).astype(np.float32)
+    alone = prepared(model.backbone, features[:1], SENTENCES[:1])
+    both = prepared(model.backbone, features, [SENTENCES[0], f"{SENTENCES[2]} {SENTENCES[1]}"])
+    padded = {name: value[:1] for name, value in both.items()}
+    assert padded["ids"].shape[1] > alone["ids"].shape[1]
+    torch.testing.assert_close(model.act(alone, SENSES), model.act(padded, SENSES), atol=1e-5, rtol=1e-4)
 
 
 def test_an_unknown_backbone_or_option_is_named():
     with pytest.raises(ConfigError, match="unknown name 'huge'; the known ones are nano"):
-        build(Part(name="huge"), BACKBONES, 12, (4, 4), 300)
+        find(Part(name="huge"), BACKBONES)
     with pytest.raises(ConfigError, match="Did you mean width"):
-        build(Part(name="nano", options={"widht": 5}), BACKBONES, 12, (4, 4), 300)
+        find(Part(name="nano", options={"widht": 5}), BACKBONES)
+    assert find(Part(name="hub:some/model"), BACKBONES).options.path == "some/model"
 
 
-def test_statistics_are_those_of_numpy_and_their_transform_is_invertible():
+@pytest.mark.parametrize(
+    ("instruction", "problem"), [("", "is empty"), (" . ", "is empty"), ("push " * 800, "has 3[0-9]{3} characters")]
+)
+def test_an_empty_or_endless_instruction_is_refused(instruction, problem):
+    with pytest.raises(PromptError, match=problem):
+        prompt(instruction)
+
+
+def test_a_history_stands_before_the_question():
+    told = prompt("Push the cube.", [[1, 2], [3, 0]])
+    assert told == "So far: <ACT_1><ACT_2><ACT_3><ACT_0> In: What action should the robot take to push the cube?\nOut:"
+
+
+def test_one_batch_of_latents_can_be_overfitted_and_depends_on_image_and_instruction(model):
+    model.train()
+    features = np.random.default_rng(0).normal(size=(2, 1, 16, 12)).astype(np.float32).repeat(2, axis=0)
+    inputs = prepared(model.backbone, features, SENTENCES[:2] * 2)
+    codes = torch.randint(0, CODES, (4, TOKENS))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(120):
+        terms = model.latent_loss(inputs, codes)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    assert terms["accuracy"] == 1
+    assert torch.equal(model.eval().think(inputs).codes, codes)
+
+
+def test_codes_chosen_for_training_do_not_depend_on_dropout(model):
+    features = np.random.default_rng(0).normal(size=(2, 1, 16, 12)).astype(np.float32)
+    inputs = prepared(model.backbone, features, SENTENCES[:2])
+    chosen = model.think(inputs).codes
+    model.train()
+    assert all(torch.equal(model.think_undisturbed(inputs), chosen) for _ in range(3))
+    assert model.training
+    assert model.backbone.training
+
+
+def test_several_cameras_are_seen_and_each_matters():
+    torch.manual_seed(0)
+    backbone = nano(Setting(num_codes=CODES, num_tokens=TOKENS, views=2, feature_dim=12, grid=(4, 4))).eval()
+    features = np.random.default_rng(0).normal(size=(1, 2, 16, 12)).astype(np.float32)
+    none = torch.zeros(1, 0, dtype=torch.long)
+    seen = backbone(prepared(backbone, features, SENTENCES[:1]), none).hidden
+    for camera in (0, 1):
+        changed = features.copy()
+        changed[:, camera] = changed[:, camera, ::-1]
+        assert not torch.allclose(backbone(prepared(backbone, changed, SENTENCES[:1]), none).hidden, seen)
+
+
+def test_statistics_are_those_of_numpy_and_their_transforms_are_invertible():
     rng = np.random.default_rng(0)
     parts = [rng.normal(3, 2, (n, 4)).astype(np.float32) for n in (5, 1, 60)]
     whole = np.concatenate(parts)
@@ -138,6 +146,9 @@ def test_statistics_are_those_of_numpy_and_their_transform_is_invertible():
     np.testing.assert_allclose(statistics.std, whole.std(0), rtol=1e-5)
     np.testing.assert_array_equal(statistics.high, whole.max(0))
     np.testing.assert_allclose(statistics.denormalise(statistics.normalise(whole)), whole, atol=1e-5)
+    np.testing.assert_allclose(statistics.from_unit(statistics.to_unit(whole)), whole, atol=1e-5)
+    outer = np.quantile(whole, [0.01, 0.99], axis=0)
+    np.testing.assert_allclose(statistics.to_unit(outer), [[-1] * 4, [1] * 4], atol=1e-5)
     assert Statistics.from_json(statistics.to_json()) == statistics
 
 
@@ -147,10 +158,20 @@ def test_a_constant_dimension_is_named_and_does_not_blow_up():
     assert statistics.constant == [1, 2]
     assert np.abs(statistics.normalise(values)).max() < 5
     np.testing.assert_allclose(statistics.denormalise(statistics.normalise(values)), values, atol=1e-6)
+    assert np.abs(statistics.to_unit(values)).max() < 1.1
+    np.testing.assert_allclose(statistics.from_unit(statistics.to_unit(values)), values, atol=1e-6)
+
+
+def test_a_gripper_that_moves_once_is_mapped_by_its_range():
+    values = np.full((1000, 1), 1.0, np.float32)
+    values[5] = -1.0
+    np.testing.assert_allclose(Statistics.of([values]).to_unit(values), values)
 
 
 def test_absent_or_broken_statistics_are_refused():
     with pytest.raises(StatisticsError, match="no action statistics"):
         Statistics.from_json(None)
-    with pytest.raises(StatisticsError, match="not finite in dimensions"):
-        Statistics.of([np.array([[1.0, np.nan]], dtype=np.float32)])
+    with pytest.raises(StatisticsError, match="not finite"):
+        Statistics.of([np.array([[1.0, np.nan]], np.float32)])
+    with pytest.raises(StatisticsError, match="no labelled episode"):
+        Statistics.of([])

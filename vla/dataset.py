@@ -1,65 +1,92 @@
-"""Samples for pretraining (image, instruction, latent codes) and for fine-tuning (image, instruction, action chunk)."""
+"""Samples for pretraining (images, instruction, latent codes) and for fine-tuning (images, instruction, actions)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from core.frames import FeatureCache
 from core.labels import LatentLabels
+from core.loading import Batch
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
+from vla.images import ImageSource
+from vla.label_table import LabelTable
 from vla.prompt import prompt
-from vla.tokens import LatentTokenizer
 
 KEPT_FRAMES = 2**20
 """Frames whose actions and proprioception are kept in memory once they are read."""
 
+Prepare = Callable[[Shaped[np.ndarray, "batch views *image"], Sequence[str]], Batch]
+"""What a backbone makes of images and prompts."""
 
-class InstructionTable:
-    """Token ids of every instruction of a store, by episode."""
 
-    def __init__(self, store: Store, tokenizer: LatentTokenizer) -> None:
-        texts = sorted({record.instruction for record in store.episodes})
-        self.ids = tokenizer.encode([prompt(text) for text in texts])
-        self.of_episode = np.array([texts.index(record.instruction) for record in store.episodes])
+class Source(NamedTuple):
+    """What samples of both kinds are made from."""
 
-    def __call__(self, episodes: Int[np.ndarray, " batch"]) -> Int[Tensor, "batch text"]:
-        """Token ids, padded on the left."""
-        return self.ids[self.of_episode[episodes]]
+    store: Store
+    images: ImageSource
+    prepare: Prepare
+    history: LabelTable | None = None
+    """Latent actions that prompts tell of, where they do."""
+
+    def inputs(
+        self,
+        views: Int[np.ndarray, "batch views"],
+        names: Sequence[str],
+        episodes: Int[np.ndarray, " batch"],
+        frames: Int[np.ndarray, " batch"],
+    ) -> Batch:
+        """What the backbone takes of samples, each with its own cameras, by their place in `names`."""
+        shown = [self._of_cameras(column, names, episodes, frames) for column in views.T]
+        texts = [self.store.episodes[episode].instruction for episode in episodes]
+        past = self.history.before(episodes, frames) if self.history else [()] * len(texts)
+        return self.prepare(np.stack(shown, axis=1), [prompt(*told) for told in zip(texts, past, strict=True)])
+
+    def _of_cameras(
+        self,
+        cameras: Int[np.ndarray, " batch"],
+        names: Sequence[str],
+        episodes: Int[np.ndarray, " batch"],
+        frames: Int[np.ndarray, " batch"],
+    ) -> Shaped[np.ndarray, "batch *image"]:
+        parts = {int(camera): np.flatnonzero(cameras == camera) for camera in np.unique(cameras)}
+        seen = {camera: self.images(names[camera], episodes[rows], frames[rows]) for camera, rows in parts.items()}
+        whole = np.empty((len(cameras), *next(iter(seen.values())).shape[1:]), next(iter(seen.values())).dtype)
+        for camera, rows in parts.items():
+            whole[rows] = seen[camera]
+        return whole
 
 
 class LatentDataset:
-    """What a camera saw, what was to be done, and the latent action that followed; each labelled camera is a sample."""
+    """What cameras saw, what was to be done, and the latent action that followed.
 
-    def __init__(
-        self, store: Store, cache: FeatureCache, labels: LatentLabels, tokenizer: LatentTokenizer, split: str
-    ) -> None:
-        wanted = [record.index for record in store.select(split=split)]
+    Each labelled camera is a sample of its own; or, where several `views` are named, a transition is, seen by all of
+    them, with the label of the first.
+    """
+
+    def __init__(self, source: Source, labels: LatentLabels, split: str, views: Sequence[str] = ()) -> None:
+        self.source, self.names = source, tuple(views) or labels.info.views
+        records = source.store.select(split=split)
+        wanted = [record.index for record in records if set(views) <= set(record.views)]
         chosen = np.isin(labels.episodes, wanted)
-        self.episodes, self.frames = labels.episodes[chosen], labels.frames[chosen]
-        self.views, self.codes = labels.views[chosen], labels.codes[chosen]
-        self.names, self.cache = labels.info.views, cache
-        self.instructions = InstructionTable(store, tokenizer)
+        if views:
+            chosen &= labels.views == labels.info.views.index(views[0])
+        self.episodes, self.frames, self.codes = labels.episodes[chosen], labels.frames[chosen], labels.codes[chosen]
+        self.views = labels.views[chosen][:, None]
+        if views:
+            self.views = np.broadcast_to(np.arange(len(views)), (len(self.codes), len(views)))
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
-        """`features` (batch, patches, dim), `ids` (batch, text), `codes` (batch, tokens)."""
-        episodes, frames, views = self.episodes[indices], self.frames[indices], self.views[indices]
-        features = np.empty((len(indices), self.cache.num_patches, self.cache.dim), np.float16)
-        for view in np.unique(views):
-            rows = views == view
-            features[rows] = self.cache.features(self.names[view], episodes[rows], frames[rows])
-        return {
-            "features": torch.from_numpy(features),
-            "ids": self.instructions(episodes),
-            "codes": torch.from_numpy(self.codes[indices]).long(),
-        }
+    def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> Batch:
+        """What the backbone takes, and `codes` (batch, tokens)."""
+        inputs = self.source.inputs(self.views[indices], self.names, self.episodes[indices], self.frames[indices])
+        return inputs | {"codes": torch.from_numpy(self.codes[indices]).long()}
 
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """`episode:frame` of each sample."""
@@ -67,49 +94,57 @@ class LatentDataset:
 
 
 class DemonstrationDataset:
-    """What a camera saw, what was to be done, and the normalised actions that followed."""
+    """What cameras saw, what was to be done, and the normalised actions that followed."""
 
     def __init__(
         self,
-        store: Store,
-        cache: FeatureCache,
-        tokenizer: LatentTokenizer,
+        source: Source,
         records: Sequence[EpisodeRecord],
         *,
-        view: str,
+        views: Sequence[str],
         horizon: int,
         actions: Statistics,
+        is_bounded: bool,
         proprioception: Statistics | None,
+        labels: LabelTable | None = None,
     ) -> None:
-        self.store, self.cache, self.view, self.horizon = store, cache, view, horizon
-        self.statistics = (actions, proprioception)
+        self.source, self.views, self.horizon, self.labels = source, tuple(views), horizon, labels
+        self.statistics, self.is_bounded = (actions, proprioception), is_bounded
         self._numbers = np.array([record.index for record in records])
         self._lengths = np.array([record.length for record in records])
         self._ends = np.cumsum(self._lengths)
         self._episode = lru_cache(maxsize=max(1, KEPT_FRAMES // int(self._lengths.max())))(self._read)
-        self.instructions = InstructionTable(store, tokenizer)
+        self._places = np.arange(int(self._ends[-1]))
+        if labels is not None:
+            self._places = self._places[labels.has(*self._located(self._places))]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._places)
 
     def locate(self, indices: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Episode and frame of each sample."""
-        rows = np.searchsorted(self._ends, indices, side="right")
-        return self._numbers[rows], indices - (self._ends - self._lengths)[rows]
+        return self._located(self._places[indices])
 
-    def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> dict[str, Tensor]:
-        """`features`, `ids`, `proprioception`, `actions` (batch, horizon, dims) and their `mask` (batch, horizon)."""
+    def _located(self, places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        rows = np.searchsorted(self._ends, places, side="right")
+        return self._numbers[rows], places - (self._ends - self._lengths)[rows]
+
+    def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> Batch:
+        """What the backbone takes, `senses`, `actions` (batch, horizon, dims), which are `valid`, and any `codes`."""
         episodes, frames = self.locate(indices)
-        chunks, senses = zip(
-            *[self._sample(int(e), int(f)) for e, f in zip(episodes, frames, strict=True)], strict=True
-        )
+        cameras = np.broadcast_to(np.arange(len(self.views)), (len(indices), len(self.views)))
+        codes = {} if self.labels is None else {"codes": torch.from_numpy(self.labels.of(episodes, frames)).long()}
+        return self.source.inputs(cameras, self.views, episodes, frames) | self.values(episodes, frames) | codes
+
+    def values(self, episodes: Int[np.ndarray, " batch"], frames: Int[np.ndarray, " batch"]) -> dict[str, Tensor]:
+        """`senses`, `actions`, and which of these lie in the episode (`valid`), without images."""
+        pairs = zip(episodes.tolist(), frames.tolist(), strict=True)
+        chunks, senses = zip(*[self._sample(episode, frame) for episode, frame in pairs], strict=True)
         lengths = torch.tensor([len(chunk) for chunk in chunks])
         return {
-            "features": torch.from_numpy(self.cache.features(self.view, episodes, frames)),
-            "ids": self.instructions(episodes),
-            "proprioception": torch.from_numpy(np.stack(senses)),
+            "senses": torch.from_numpy(np.stack(senses)),
             "actions": torch.stack([_padded(chunk, self.horizon) for chunk in chunks]),
-            "mask": torch.arange(self.horizon)[None] < lengths[:, None],
+            "valid": torch.arange(self.horizon)[None] < lengths[:, None],
         }
 
     def describe(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
@@ -122,10 +157,11 @@ class DemonstrationDataset:
 
     def _read(self, episode: int) -> tuple[Float[np.ndarray, "frames dims"], Float[np.ndarray, "frames senses"]]:
         of_actions, of_senses = self.statistics
-        actions = of_actions.normalise(self.store.actions(episode))
+        values = self.source.store.actions(episode)
+        actions = of_actions.to_unit(values) if self.is_bounded else of_actions.normalise(values)
         if of_senses is None:
             return actions, np.zeros((len(actions), 0), np.float32)
-        senses = self.store.proprioception(episode)
+        senses = self.source.store.proprioception(episode)
         assert senses is not None, "whoever chose the episodes looked"
         return actions, of_senses.normalise(senses)
 

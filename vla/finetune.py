@@ -1,31 +1,70 @@
-"""Fine-tuning: an action head on labelled demonstrations, behind a pretrained or a fresh backbone."""
+"""Fine-tuning: an action head on labelled demonstrations, behind a pretrained, a released or a fresh backbone."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from core.checkpoint import TrainingState
 from core.config import Config
-from core.frames import FeatureCache
-from core.run import read_manifest, say
+from core.frame_cache import FramesConfig
+from core.labels import LatentLabels
+from core.loading import Batch
+from core.run import fingerprint_of_file, say
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
-from vla.checkpoint import VlaDescription, create, load, save, start_from
-from vla.dataset import DemonstrationDataset
+from vla.checkpoint import VlaDescription, make_head, new_tokens, save
+from vla.dataset import DemonstrationDataset, Source
+from vla.demonstrations import FinetuneError, choose_demonstrations, held_out_demonstrations, measure, warnings_of
+from vla.heads.interface import TokenHead
+from vla.images import CachedFeatures, Frames, open_images
+from vla.label_table import LabelTable
+from vla.lora import LoraConfig, add_adapters
 from vla.model import VisionLanguageActionModel
-from vla.parts import Part
-from vla.pretrain import validate
+from vla.parts import HEADS, Part, find
+from vla.pretrain import history_table
+from vla.prompt import prompt
+from vla.sources import Start, open_start, start_backbone
+from vla.training import Rates, rate_of, validate
+
+FIT_SAMPLES = 20_000
+"""Chunks that a head's words are learned from."""
 
 
-class FinetuneError(ValueError):
-    """Demonstrations that a policy cannot be fine-tuned on."""
+class PolicyConfig(Config):
+    """What is fine-tuned."""
+
+    path: str
+    """Run directory of a pretrained model, folder or hub name of a released one, or of any vision-language model."""
+    fresh_weights: bool = False
+    """True: the same form without what pretraining on latent actions taught; the baseline."""
+    num_codes: int = Field(default=16, ge=0)
+    """Of a released model: values of a latent code index."""
+    num_tokens: int = Field(default=4, ge=0)
+    """Of a released model: latent tokens of an action; 0: it knows none."""
+
+
+class DemonstrationsConfig(Config):
+    """What it is fine-tuned on."""
+
+    path: str
+    """Directory of labelled episodes."""
+    features: str = ""
+    """Directory of the store's feature cache (scripts/cache_features.py), for a backbone that reads features."""
+    frames: FramesConfig = FramesConfig()
+    """How frames are read, for a backbone that reads frames."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that frames are resized to; None: as the pretrained model was shown them."""
+    demonstrations: dict[str, int] = Field(default_factory=dict)
+    """How many labelled training episodes of each task to use, first ones first; empty: all of all tasks."""
+    views: tuple[str, ...] = ()
+    """Cameras that the policy sees, in this order; empty: those that the pretrained model saw."""
+    labels: str = ""
+    """Directory of the store's latent labels: these are learned beside the actions, and tell the history."""
 
 
 class FinetuneVlaConfig(Config):
@@ -33,218 +72,204 @@ class FinetuneVlaConfig(Config):
 
     out: str
     """Directory of the run."""
-    pretrained: str
-    """Run directory of the pretrained model."""
-    fresh_weights: bool = False
-    """True: same form as the pretrained model, none of its weights; the baseline without latent pretraining."""
-    store: str
-    """Directory of labelled episodes."""
-    features: str
-    """Directory of the store's feature cache (scripts/cache_features.py)."""
-    demonstrations: dict[str, int] = Field(default_factory=dict)
-    """How many labelled training episodes of each task to use, first ones first; empty: all of all tasks."""
-    view: str = ""
-    """Camera that the policy sees; empty: the one that the pretrained model saw."""
+    policy: PolicyConfig
+    """What is fine-tuned."""
+    data: DemonstrationsConfig
+    """What it is fine-tuned on."""
     head: Part = Part(name="l1_chunk")
     """Action head: name and options."""
-    horizon: int = 8
+    horizon: int = Field(default=8, ge=1)
     """Actions of a chunk."""
     proprioception: bool = True
-    """Whether the head reads the robot's proprioception beside what the camera sees."""
-    backbone_learning_rate: float = 0.1
-    """Factor on the learning rate for a pretrained backbone; 0 freezes it. Fresh weights learn at the full rate."""
+    """Whether the head reads the robot's proprioception beside what the cameras see."""
+    latent_weight: float = 1.0
+    """Weight of the next-token loss on labelled latent actions, where data.labels are given."""
+    lora: LoraConfig | None = None
+    """Adapters instead of training all of the backbone."""
+    rates: Rates = Rates(backbone=0.1)
+    """Learning rates by part; a backbone with fresh weights of its own learns at the full rate."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    validation_samples: int = Field(default=512, ge=1)
+    """Held-out samples that are looked at in a validation."""
     training: TrainingConfig = TrainingConfig()
     """Optimisation."""
 
 
 class ActionObjective(nn.Module):
-    """`forward(batch)` answers the head's loss."""
+    """`forward(batch)` answers the head's loss, and that of labelled latent actions."""
 
-    def __init__(self, model: VisionLanguageActionModel) -> None:
+    def __init__(self, model: VisionLanguageActionModel, latent_weight: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.latent_weight = model, latent_weight
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of a batch of `DemonstrationDataset`."""
-        predicted = self.model.act(batch["features"].float(), batch["ids"], batch["proprioception"])
-        return {"loss": self.model.head.loss(predicted, batch["actions"], batch["mask"])}
+        terms = self.model.action_loss(batch, batch["senses"], batch["actions"], batch["valid"], batch.get("codes"))
+        if "latent_loss" not in terms:
+            return terms
+        whole = terms["loss"] + self.latent_weight * terms["latent_loss"]
+        return terms | {"action_loss": terms["loss"].detach(), "loss": whole}
+
+
+class Given(NamedTuple):
+    """What a run was pointed at."""
+
+    start: Start
+    store: Store
+    images: CachedFeatures | Frames
+    views: tuple[str, ...]
+    records: list[EpisodeRecord]
+    """Demonstrations."""
+    labels: LatentLabels | None
+    inputs: dict[str, str]
+    """Fingerprints."""
 
 
 def finetune(config: FinetuneVlaConfig) -> None:
     """Run the stage: train the head (and the backbone), save a checkpoint that can act by itself."""
-    _, description, facts = load(config.pretrained)
-    store = Store.open(config.store)
-    cache = FeatureCache.open(
-        config.features,
-        store_fingerprint=store.fingerprint,
-        encoder_fingerprint=description.encoder_fingerprint,
-    )
-    description = description.model_copy(update={"view": config.view or description.view})
-    cache.require_view(description.view)
-    records = choose_demonstrations(store, config.demonstrations, description.view)
+    given = _given(config)
     accelerator = make_accelerator(config.training, Path(config.out))
-    inputs = {
-        "store": store.fingerprint,
-        "features": cache.fingerprint,
-        "pretrained": read_manifest(config.pretrained)["fingerprint"],
-    }
-    stage = open_stage(accelerator, config.out, "finetune_vla", config, inputs)
+    stage = open_stage(accelerator, config.out, "finetune_vla", config, given.inputs)
     if stage.is_done:
         return
-    statistics = measure(store, records, config.proprioception)
-    description = description.model_copy(
-        update={
-            "head": config.head,
-            "horizon": config.horizon,
-            "action_dims": store.info.action_space.dims,
-            "proprioception_dims": len(statistics["proprioception"].mean) if config.proprioception else 0,
-        }
-    )
-    model = _model(config, description)
-    held_out = held_out_demonstrations(store, records, description, is_main=accelerator.is_main_process)
-    train, validated = _datasets(store, cache, model, (records, held_out or records), description, statistics)
-    backbone_rate = 1.0 if config.fresh_weights else config.backbone_learning_rate
+    reads_senses = config.proprioception and find(config.head, HEADS).kind.reads_senses
+    statistics = measure(given.store, given.records, reads_senses)
+    if accelerator.is_main_process:
+        for warning in _warnings(config, given, statistics):
+            say(f"warning: {warning}")
+    description = _describe(config, given, statistics)
+    torch.manual_seed(config.training.seed)
+    backbone = start_backbone(given.start, config.policy.fresh_weights, _texts(given))
+    if config.gradient_checkpointing:
+        backbone.use_checkpointing()
+    checks = {"with_proprioception": reads_senses, "is_main": accelerator.is_main_process}
+    held_out = held_out_demonstrations(given.store, given.records, given.views, **checks)
+    sets = [
+        _dataset(config, given, description, backbone, statistics, records)
+        for records in (given.records, held_out or given.records)
+    ]
+    model = VisionLanguageActionModel(backbone, make_head(description, backbone))
+    if isinstance(model.head, TokenHead):
+        model.head.fit(_chunks(sets[0]))
+        model.head.first_id = backbone.add_tokens(model.head.names)[0]
+    if config.lora is not None:
+        add_adapters(backbone, config.lora, new_tokens(model))
+    rates = config.rates
+    if config.policy.fresh_weights and not backbone.comes_pretrained:
+        rates = rates.model_copy(update={"backbone": 1.0})
+    sizes = (accelerator.device, config.validation_samples, config.training.batch_size)
     latest = fit(
-        ActionObjective(model),
-        train,
+        ActionObjective(model, config.latent_weight),
+        sets[0],
         config.training,
         stage,
         accelerator,
-        validate=lambda module: validate(module, validated, accelerator.device),
-        learning_rate_scale=lambda name: backbone_rate if ".backbone." in name else 1.0,
+        validate=lambda module: validate(module, sets[1], *sizes),
+        learning_rate_scale=rate_of(backbone, rates),
     )
     if accelerator.is_main_process:
-        facts |= _acting_facts(store, statistics, records)
-        summary = latest | {"demonstrations": len(records), "frames": len(train)}
+        summary = latest | {"demonstrations": len(given.records), "frames": len(sets[0])}
+        facts = given.start.facts | _acting_facts(given, statistics)
         stage.finish(summary, save(stage.path, model, description, facts))
         TrainingState.of(stage.path).remove()
     accelerator.wait_for_everyone()
 
 
-def measure(store: Store, records: list[EpisodeRecord], with_proprioception: bool) -> dict[str, Statistics]:
-    """Statistics of the actions and, where it is used, the proprioception of the chosen demonstrations.
-
-    Raises:
-        FinetuneError: proprioception is asked for and the store has none.
-    """
-    statistics = {"actions": Statistics.of(_Numbers(records, lambda record: store.actions(record.index)))}
-    if with_proprioception:
-        if not store.info.proprioception_dims:
-            raise FinetuneError(f"{store.path} has no proprioception; set proprioception: false")
-        senses = _Numbers(records, lambda record: _proprioception(store, record))
-        statistics["proprioception"] = Statistics.of(senses)
-    return statistics
-
-
-class _Numbers(Collection[np.ndarray]):
-    """Numbers of episodes, read anew each time they are gone through, so that memory holds one episode at a time."""
-
-    def __init__(self, records: Sequence[EpisodeRecord], read: Callable[[EpisodeRecord], np.ndarray]) -> None:
-        self._records, self._read = records, read
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._read(record) for record in self._records)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __contains__(self, _: object) -> bool:
-        raise NotImplementedError
+def _given(config: FinetuneVlaConfig) -> Given:
+    """Open what the run is pointed at, and refuse what does not fit together."""
+    find(config.head, HEADS)
+    data = config.data
+    store = Store.open(data.path)
+    start = open_start(config.policy.path, config.policy.num_codes, config.policy.num_tokens, data.views)
+    views = data.views or start.description.shown
+    if not start.description.sees_one and len(views) != start.description.setting.views:
+        raise FinetuneError(
+            f"data.views names {len(views)} cameras, the model was trained on {start.description.setting.views}: "
+            f"{list(start.description.views)}"
+        )
+    records = choose_demonstrations(store, data.demonstrations, views)
+    form = {"reads_features": start.kind.reads_features, "form": start.description.images, "size": data.image_size}
+    images = open_images(store, data.features, data.frames, views, **form)
+    inputs = {"store": store.fingerprint, "policy": start.fingerprint}
+    if isinstance(images, CachedFeatures):
+        inputs["features"] = images.cache.fingerprint
+    labels = None
+    if data.labels:
+        file = Path(data.labels) / "labels.safetensors"
+        labels = LatentLabels.load(file)
+        labels.require(store_fingerprint=store.fingerprint, lam_fingerprint=start.facts.get("lam_fingerprint"))
+        inputs["labels"] = fingerprint_of_file(file)
+    elif start.description.history:
+        raise FinetuneError("the model reads a history of latent actions; set data.labels to labels of these episodes")
+    return Given(start, store, images, views, records, labels, inputs)
 
 
-def _proprioception(store: Store, record: EpisodeRecord) -> Float[np.ndarray, "frames senses"]:
-    values = store.proprioception(record.index)
-    if values is None:
-        raise FinetuneError(f"episode {record.episode_id} has no proprioception; set proprioception: false")
-    return values
+def _describe(config: FinetuneVlaConfig, given: Given, statistics: dict[str, Statistics]) -> VlaDescription:
+    """The form of the policy."""
+    senses = statistics.get("proprioception")
+    base = given.start.base
+    return given.start.description.model_copy(
+        update={
+            "images": given.images.form,
+            "views": given.views,
+            "sees_one": False,
+            "lora": config.lora,
+            "base": str(base) if base and not config.policy.fresh_weights else "",
+            "head": config.head,
+            "horizon": config.horizon,
+            "action_dims": given.store.info.action_space.dims,
+            "proprioception_dims": len(senses.mean) if senses else 0,
+        }
+    )
 
 
-def _acting_facts(store: Store, statistics: dict[str, Statistics], records: list[EpisodeRecord]) -> dict[str, Any]:
+def _warnings(config: FinetuneVlaConfig, given: Given, statistics: dict[str, Statistics]) -> list[str]:
+    said = warnings_of(statistics, given.store)
+    if config.proprioception and "proprioception" not in statistics:
+        said.append(f"the head {config.head.name} reads no proprioception; the policy will not see any")
+    return said
+
+
+def _texts(given: Given) -> list[str]:
+    return [prompt(record.instruction) for record in given.records]
+
+
+def _dataset(
+    config: FinetuneVlaConfig,
+    given: Given,
+    description: VlaDescription,
+    backbone: Any,
+    statistics: dict[str, Statistics],
+    records: list[EpisodeRecord],
+) -> DemonstrationDataset:
+    labels, lengths = given.labels, [record.length for record in given.store.episodes]
+    history = history_table(given.store, labels, given.views[0], description.history) if labels else None
+    return DemonstrationDataset(
+        Source(given.store, given.images, backbone.prepare, history),
+        records,
+        views=given.views,
+        horizon=description.horizon,
+        actions=statistics["actions"],
+        is_bounded=find(config.head, HEADS).kind.is_bounded,
+        proprioception=statistics.get("proprioception"),
+        labels=LabelTable(labels, given.views[0], lengths) if labels else None,
+    )
+
+
+def _chunks(dataset: DemonstrationDataset) -> np.ndarray:
+    """Whole chunks of normalised actions, spread over the demonstrations."""
+    places = np.unique(np.linspace(0, len(dataset) - 1, min(FIT_SAMPLES, len(dataset))).astype(int))
+    values = dataset.values(*dataset.locate(places))
+    whole = values["actions"][values["valid"].all(1)]
+    return (whole if len(whole) else values["actions"]).numpy()
+
+
+def _acting_facts(given: Given, statistics: dict[str, Statistics]) -> dict[str, Any]:
     """What acting needs besides the weights."""
     return {
         "statistics": {name: values.to_json() for name, values in statistics.items()},
-        "action_space": store.info.action_space.model_dump(mode="json"),
-        "control_hz": store.info.control_hz,
-        "instructions": sorted({record.instruction for record in records}),
+        "action_space": given.store.info.action_space.model_dump(mode="json"),
+        "control_hz": given.store.info.control_hz,
+        "instructions": sorted({record.instruction for record in given.records}),
     }
-
-
-def _model(config: FinetuneVlaConfig, description: VlaDescription) -> VisionLanguageActionModel:
-    torch.manual_seed(config.training.seed)
-    model = create(description)
-    if not config.fresh_weights:
-        start_from(model, config.pretrained)
-    return model
-
-
-def _datasets(
-    store: Store,
-    cache: FeatureCache,
-    model: VisionLanguageActionModel,
-    chosen: tuple[list[EpisodeRecord], list[EpisodeRecord]],
-    description: VlaDescription,
-    statistics: dict[str, Statistics],
-) -> list[DemonstrationDataset]:
-    return [
-        DemonstrationDataset(
-            store,
-            cache,
-            model.tokenizer,
-            records,
-            view=description.view,
-            horizon=description.horizon,
-            actions=statistics["actions"],
-            proprioception=statistics.get("proprioception"),
-        )
-        for records in chosen
-    ]
-
-
-def held_out_demonstrations(
-    store: Store, records: list[EpisodeRecord], description: VlaDescription, *, is_main: bool = True
-) -> list[EpisodeRecord]:
-    """Labelled held-out episodes of the tasks of `records` that have all that the policy is to see.
-
-    They are read once, so that training does not begin with what validation cannot end with.
-
-    Raises:
-        StoreError: one has no actions, or is damaged.
-    """
-    tasks = {record.task for record in records}
-    found = [
-        r for r in store.select(split="held_out", is_labelled=True) if r.task in tasks and description.view in r.views
-    ]
-    for record in found:
-        store.actions(record.index)
-    without = {r.index for r in found if description.proprioception_dims and store.proprioception(r.index) is None}
-    if without and is_main:
-        say(
-            f"{len(without)} of {len(found)} held-out episodes are left out of validation, for they have no "
-            f"proprioception; the first is {store.episodes[min(without)].episode_id}"
-        )
-    return [record for record in found if record.index not in without]
-
-
-def choose_demonstrations(store: Store, wanted: dict[str, int], view: str) -> list[EpisodeRecord]:
-    """The first `wanted[task]` labelled training episodes of each task that the camera saw; all, where none is named.
-
-    Raises:
-        FinetuneError: a task has fewer, the store has no actions, or not the view that the policy is to see.
-    """
-    if store.info.action_space is None:
-        raise FinetuneError(f"{store.path} has no actions; fine-tuning needs labelled episodes")
-    if view not in store.info.views:
-        raise FinetuneError(f"{store.path} has no view {view!r}; --view takes one of {list(store.info.views)}")
-    seen = [record for record in store.select(split="train", is_labelled=True) if view in record.views]
-    if not seen:
-        raise FinetuneError(f"{store.path} has no labelled training episode with the view {view}")
-    chosen: list[EpisodeRecord] = [] if wanted else seen
-    for task, number in wanted.items():
-        found = [record for record in seen if record.task == task]
-        if len(found) < number:
-            raise FinetuneError(
-                f"demonstrations.{task} asks for {number} labelled training episodes, {store.path} has {len(found)}; "
-                f"its tasks are {sorted({record.task for record in store.episodes})}"
-            )
-        chosen += found[:number]
-    return chosen

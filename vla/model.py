@@ -4,77 +4,126 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vla.tokens import LatentTokenizer
+from core.loading import Batch
+from vla.backbones.interface import Backbone, BackboneOutput
+from vla.heads.interface import Head, Seen, TokenHead
+from vla.tokens import LatentTokens
 
 
 class Thought(NamedTuple):
-    """What the backbone makes of an image and an instruction."""
+    """A latent action that the backbone chose, and the memory to go on from."""
 
-    image: Float[Tensor, "batch image_tokens width"]
-    """What the backbone hands on of the image."""
-    latent: Float[Tensor, "batch latent_tokens width"]
-    """Last hidden states that it chose the latent tokens from, one position before each."""
+    seen: BackboneOutput
+    """`image` of the prompt's pass, `hidden` at the last position of the prompt and at each latent token."""
     codes: Int[Tensor, "batch latent_tokens"]
-    """Code indices of these tokens."""
+    """Code indices."""
 
 
 class VisionLanguageActionModel(nn.Module):
-    """Backbone, tokenizer and, where it can act, an action head."""
+    """Backbone and, where it can act, an action head."""
 
-    def __init__(self, backbone: nn.Module, tokenizer: LatentTokenizer, head: nn.Module | None = None) -> None:
+    def __init__(self, backbone: Backbone, head: Head | TokenHead | None = None) -> None:
         super().__init__()
-        self.backbone, self.tokenizer, self.head = backbone, tokenizer, head
+        self.backbone, self.head = backbone, head
 
-    def latent_loss(
-        self,
-        features: Float[Tensor, "batch patches dim"],
-        ids: Int[Tensor, "batch text"],
-        codes: Int[Tensor, "batch tokens"],
-    ) -> dict[str, Tensor]:
+    @property
+    def latents(self) -> LatentTokens:
+        """The map between codes and token ids."""
+        return self.backbone.latents
+
+    def latent_loss(self, inputs: Batch, codes: Int[Tensor, "batch latent_tokens"]) -> dict[str, Tensor]:
         """Next-token loss on the latent tokens and the end token, and the accuracy of the greedy choice.
 
         `accuracy_0` is the accuracy of the first latent token, and so on, given the true ones before it.
         """
-        latent = self.tokenizer.latent_ids(codes)
-        end = torch.full_like(latent[:, :1], self.tokenizer.end_id)
-        targets = torch.cat([latent, end], dim=1)
-        whole = torch.cat([ids, latent], dim=1)
-        logits = self.backbone(features, whole, whole != self.tokenizer.pad_id).logits
-        logits = logits[:, ids.shape[1] - 1 :].float()
+        ids = self.latents.ids(codes)
+        return self._latent_terms(self.backbone(inputs, ids).logits, ids)
+
+    def _latent_terms(
+        self, logits: Float[Tensor, "batch positions vocabulary"], ids: Int[Tensor, "batch latent_tokens"]
+    ) -> dict[str, Tensor]:
+        targets = torch.cat([ids, torch.full_like(ids[:, :1], self.latents.end_id)], dim=1)
+        logits = logits.float()
         loss = F.cross_entropy(logits.transpose(1, 2), targets)
-        right = (self.tokenizer.legal(logits[:, :-1]).argmax(-1) == latent).float().mean(0)
+        right = (self.latents.legal(logits[:, :-1]).argmax(-1) == ids).float().mean(0)
         accuracies = {f"accuracy_{token}": value for token, value in enumerate(right)}
         return {"loss": loss, "accuracy": right.mean()} | accuracies
 
-    def think(self, features: Float[Tensor, "batch patches dim"], ids: Int[Tensor, "batch text"]) -> Thought:
-        """Choose the most likely latent action token by token, keeping the hidden states that lead to it.
-
-        Training and acting both go this way, so that the head sees in training what it will see when it acts.
-        """
-        mask = ids != self.tokenizer.pad_id
-        out = self.backbone(features, ids, mask, use_cache=True)
-        image = out.image
-        hidden, chosen = [out.hidden[:, -1:]], [self._choice(out.logits)]
-        while len(chosen) < self.tokenizer.num_tokens:
-            mask = torch.cat([mask, torch.ones_like(chosen[-1], dtype=torch.bool)], dim=1)
-            out = self.backbone(None, chosen[-1], mask, cache=out.cache, use_cache=True)
+    @torch.no_grad()
+    def think(self, inputs: Batch) -> Thought:
+        """Choose the most likely latent action token by token, each token read once."""
+        ids = inputs["ids"].new_zeros(len(inputs["ids"]), 0)
+        out = self.backbone(inputs, ids, keep=True)
+        image, hidden, chosen = out.image, [out.hidden], [ids]
+        for _ in range(self.latents.num_tokens):
+            chosen.append(self.latents.legal(out.logits[:, -1]).argmax(-1, keepdim=True))
+            out = self.backbone(None, chosen[-1], out.memory, keep=True)
             hidden.append(out.hidden)
-            chosen.append(self._choice(out.logits))
-        return Thought(image, torch.cat(hidden, dim=1), self.tokenizer.codes(torch.cat(chosen, dim=1)))
+        seen = out._replace(image=image, hidden=torch.cat(hidden, dim=1))
+        return Thought(seen, self.latents.codes(torch.cat(chosen, dim=1)))
 
-    def _choice(self, logits: Float[Tensor, "batch text vocabulary"]) -> Int[Tensor, "batch 1"]:
-        return self.tokenizer.legal(logits[:, -1]).argmax(-1, keepdim=True)
+    @torch.no_grad()
+    def think_undisturbed(self, inputs: Batch) -> Int[Tensor, "batch latent_tokens"]:
+        """The codes that would be chosen in acting, without dropout, whatever mode the model is in."""
+        was_training = self.training
+        self.eval()
+        codes = self.think(inputs).codes
+        self.train(was_training)
+        return codes
+
+    def action_loss(
+        self,
+        inputs: Batch,
+        senses: Float[Tensor, "batch senses"],
+        actions: Float[Tensor, "batch horizon dims"],
+        mask: Bool[Tensor, "batch horizon"],
+        codes: Int[Tensor, "batch latent_tokens"] | None = None,
+    ) -> dict[str, Tensor]:
+        """The head's loss in one pass over prompt, latent action and, where actions are tokens, these.
+
+        The latent action is the labelled one where there are `codes` (then `latent_loss` is among the terms), else the
+        one that would be chosen in acting. Steps beyond the episode's end, False in `mask`, do not count.
+        """
+        assert self.head is not None, "this model was not fine-tuned"
+        ids = self.latents.ids(self.think_undisturbed(inputs) if codes is None else codes)
+        thought = ids.shape[1]
+        if isinstance(self.head, TokenHead):
+            words = self.head.tokens(actions, mask)
+            out = self.backbone(inputs, torch.cat([ids, words.ids[:, :-1]], dim=1))
+            terms = self.head.loss(out.logits[:, thought:], words)
+        else:
+            out = self.backbone(inputs, ids)
+            seen = Seen(out.image, out.hidden, senses)
+            terms = self.head.loss(seen, actions, mask)
+        if codes is not None:
+            latent = self._latent_terms(out.logits[:, : thought + 1], ids)
+            terms |= {f"latent_{name}": latent[name] for name in ("loss", "accuracy")}
+        return terms
 
     def act(
-        self,
-        features: Float[Tensor, "batch patches dim"],
-        ids: Int[Tensor, "batch text"],
-        proprioception: Float[Tensor, "batch senses"],
+        self, inputs: Batch, senses: Float[Tensor, "batch senses"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch horizon dims"]:
-        """Normalised actions; `proprioception` is normalised, with no channels where the policy does not use it."""
+        """Normalised actions; `senses` is normalised proprioception, with no channels where the policy uses none.
+
+        `generator` draws what a head draws at random.
+        """
+        return self.act_on(self.think(inputs), senses, generator)
+
+    @torch.no_grad()
+    def act_on(
+        self, thought: Thought, senses: Float[Tensor, "batch senses"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch horizon dims"]:
+        """Normalised actions that follow from a latent action."""
         assert self.head is not None, "this model was not fine-tuned"
-        thought = self.think(features, ids)
-        return self.head(thought.image, thought.latent, proprioception)
+        out = thought.seen
+        if not isinstance(self.head, TokenHead):
+            return self.head.act(Seen(out.image, out.hidden, senses), generator)
+        written = thought.codes.new_zeros(len(thought.codes), 0)
+        while not self.head.is_complete(written):
+            token = self.head.legal(out.logits[:, -1], written).argmax(-1, keepdim=True)
+            written = torch.cat([written, token], dim=1)
+            out = self.backbone(None, token, out.memory, keep=True)
+        return self.head.actions(written)

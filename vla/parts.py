@@ -1,35 +1,53 @@
 """Backbones and heads by name: a new one is one file and one line here."""
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
-from torch import nn
 
 from core.config import Config, ConfigError, load_config
 
-BACKBONES = {"nano": "vla.backbones.nano:NanoBackbone:NanoConfig"}
-HEADS = {"l1_chunk": "vla.heads.l1_chunk:L1ChunkHead:L1ChunkConfig"}
+BACKBONES = {
+    "nano": "vla.backbones.nano:NanoBackbone:NanoConfig",
+    "timm_lm": "vla.backbones.timm_lm:TimmLmBackbone:TimmLmConfig",
+    "prismatic": "vla.backbones.prismatic:PrismaticBackbone:PrismaticConfig",
+    "hub": "vla.backbones.hub:HubBackbone:HubConfig",
+}
+HEADS = {
+    "l1_chunk": "vla.heads.l1_chunk:L1ChunkHead:L1ChunkConfig",
+    "l1_pool": "vla.heads.l1_pool:L1PoolHead:L1PoolConfig",
+    "flow": "vla.heads.flow:FlowHead:FlowConfig",
+    "bins": "vla.heads.bins:BinsHead:BinsConfig",
+    "fast": "vla.heads.fast:FastHead:FastConfig",
+}
 
 
 class Part(Config):
     """A backbone or head: its name and what differs from its defaults."""
 
     name: str
-    """One of the known names."""
+    """One of the known names; hub:NAME is short for name hub with the option path NAME."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of that part."""
 
 
-def build(part: Part, known: dict[str, str], *sizes: Any) -> nn.Module:
-    """The module that `part` names, for the given sizes.
+class Found(NamedTuple):
+    """What a part's name stands for."""
+
+    kind: type[Any]
+    options: Config
+
+
+def find(part: Part, known: dict[str, str]) -> Found:
+    """The class that `part` names, and its options.
 
     Raises:
         ConfigError: the name or one of the options is unknown.
     """
-    if part.name not in known:
+    name, _, path = part.name.partition(":")
+    if name not in known:
         raise ConfigError(f"unknown name {part.name!r}; the known ones are {', '.join(known)}")
-    module, kind, config = known[part.name].split(":")
+    module, kind, config = known[name].split(":")
     loaded = importlib.import_module(module)
-    options = load_config(getattr(loaded, config), overrides=part.options)
-    return getattr(loaded, kind)(options, *sizes)
+    overrides = part.options | ({"path": path} if path else {})
+    return Found(getattr(loaded, kind), load_config(getattr(loaded, config), overrides=overrides))

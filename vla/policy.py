@@ -1,10 +1,10 @@
 """A fine-tuned checkpoint as a policy: one path in, camera images in, actions in physical units out."""
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 
 from core.checkpoint import CheckpointError
 from core.device import bf16_is_fast, default_device
@@ -12,13 +12,16 @@ from core.policy import ActionChunk, Observation
 from core.run import fingerprint_of_file
 from core.spaces import ActionSpace
 from core.statistics import Statistics
-from core.vision import load_encoder
 from vla.checkpoint import WEIGHTS, load
+from vla.images import Eye
 from vla.prompt import prompt
+
+FRAME_SIZE = 224
+"""Pixels of the images that are asked of a simulator where the policy takes any."""
 
 
 class VlaPolicy:
-    """Acts on one camera image and an instruction."""
+    """Acts on camera images and an instruction."""
 
     def __init__(self, directory: str | Path) -> None:
         """Load the checkpoint.
@@ -36,29 +39,27 @@ class VlaPolicy:
         if self.uses_proprioception:
             self.proprioception_statistics = Statistics.from_json(statistics.get("proprioception"))
         self.action_space = ActionSpace(**facts["action_space"])
-        self.cameras = (self.description.view,)
-        self.image_size = self.description.encoder.image_size
+        self.cameras = self.description.shown
+        form = self.description.images
+        self.image_size = form.encoder.image_size if form.encoder else (form.size or (FRAME_SIZE,))[0]
         self.fingerprint = fingerprint_of_file(Path(directory) / WEIGHTS)
         self.device = default_device()
-        self.encoder = load_encoder(self.description.encoder, self.device)
-        if self.encoder.fingerprint != self.description.encoder_fingerprint:
-            raise CheckpointError(
-                f"{directory} was trained on visual tower {self.description.encoder_fingerprint}, those found here "
-                f"make {self.encoder.fingerprint}; run scripts/setup.sh to fetch the right ones"
-            )
+        self.eye = Eye(form, self.device)
         self.model.to(self.device)
         self.use_bf16 = bf16_is_fast(self.device)
 
     def reset(self, instruction: str, seed: int) -> None:
-        """Start an episode; this policy draws nothing at random."""
-        self.ids = self.model.tokenizer.encode([prompt(instruction)]).to(self.device)
+        """Start an episode."""
+        self.instruction = instruction
+        self.history: deque[list[int]] = deque(maxlen=self.description.history)
+        self.generator = torch.Generator().manual_seed(seed)
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:
         """The next chunk of actions.
 
         Raises:
-            KeyError: the observation lacks the camera that the policy was trained on.
+            KeyError: the observation lacks a camera that the policy was trained on.
             ValueError: it lacks the proprioception that the policy was trained with.
         """
         senses = np.zeros((1, 0), np.float32)
@@ -66,17 +67,16 @@ class VlaPolicy:
             if observation.proprioception is None:
                 raise ValueError("the policy was trained with proprioception, the observation has none")
             senses = self.proprioception_statistics.normalise(observation.proprioception[None])
-        image = torch.from_numpy(observation.images[self.cameras[0]]).to(self.device)
-        features = self.encoder(image[None])
-        rows, _ = self.description.grid
-        pool = self.description.pool
-        features = features.reshape(1, rows, pool, -1, pool, features.shape[-1]).mean((2, 4))
-        features = rearrange(features, "batch rows columns dim -> batch (rows columns) dim")
+        images = self.eye(observation.images, self.cameras)
+        prepared = self.model.backbone.prepare(images, [prompt(self.instruction, list(self.history))])
+        inputs = {name: value.to(self.device) for name, value in prepared.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
-            actions = self.model.act(features, self.ids, torch.from_numpy(senses).to(self.device))
-        return ActionChunk(
-            actions=self.action_statistics.denormalise(actions[0].float().cpu().numpy()), action_space=self.action_space
-        )
+            thought = self.model.think(inputs)
+            actions = self.model.act_on(thought, torch.from_numpy(senses).to(self.device), self.generator)
+        self.history.append(thought.codes[0].tolist())
+        values = actions[0].float().cpu().numpy()
+        undo = self.action_statistics.from_unit if self.model.head.is_bounded else self.action_statistics.denormalise
+        return ActionChunk(actions=undo(values), action_space=self.action_space)
 
 
 def load_policy(path: str) -> VlaPolicy:

@@ -1,75 +1,132 @@
-"""The one owner of the map from latent code indices to token ids, and the tokenizer that holds both."""
+"""The one owner of the map from latent code indices to token ids, for every tokenizer and every backbone."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from jaxtyping import Float, Int
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from core.config import Config
 
 PAD, END = "<pad>", "</s>"
 
 
-class LatentTokenizer:
-    """A BPE tokenizer with one extra token a code, `<ACT_0>`, `<ACT_1>`, ..."""
+class TokenError(ValueError):
+    """Code indices or token ids that no latent token stands for."""
 
-    def __init__(self, tokenizer: Tokenizer, num_codes: int, num_tokens: int) -> None:
-        self.tokenizer, self.num_codes, self.num_tokens = tokenizer, num_codes, num_tokens
-        ids = [tokenizer.token_to_id(f"<ACT_{code}>") for code in range(num_codes)]
-        if None in ids or ids != list(range(ids[0], ids[0] + num_codes)):
-            raise ValueError(f"the tokenizer has no consecutive tokens <ACT_0>..<ACT_{num_codes - 1}>, but {ids}")
-        self.first_id: int = ids[0]
-        self.pad_id: int = tokenizer.token_to_id(PAD)
-        self.end_id: int = tokenizer.token_to_id(END)
 
-    @classmethod
-    def trained_on(
-        cls, texts: Iterable[str], num_codes: int, num_tokens: int, vocabulary: int = 1024
-    ) -> "LatentTokenizer":
-        """A byte-level BPE (any text can be encoded) whose merges are learned from `texts`."""
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        special = [PAD, END, *(f"<ACT_{code}>" for code in range(num_codes))]
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        return cls(tokenizer, num_codes, num_tokens)
+class LatentTokens(Config):
+    """Which token ids stand for latent code indices, and how many of them make a latent action."""
 
-    @classmethod
-    def from_json(cls, text: str, num_codes: int, num_tokens: int) -> "LatentTokenizer":
-        """The tokenizer of a checkpoint."""
-        return cls(Tokenizer.from_str(text), num_codes, num_tokens)
+    first_id: int
+    """Token id of code index 0; the others follow."""
+    num_codes: int
+    """Values of a code index."""
+    num_tokens: int
+    """Tokens of a latent action; 0: the model thinks in none."""
+    end_id: int
+    """Token id that ends what is said."""
 
-    def to_json(self) -> str:
-        """Everything needed to build it again."""
-        return self.tokenizer.to_str()
+    def ids(self, codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """Token ids of code indices.
 
-    @property
-    def size(self) -> int:
-        """Token ids, latent ones included."""
-        return self.tokenizer.get_vocab_size()
-
-    def encode(self, texts: Sequence[str]) -> Int[Tensor, "batch text"]:
-        """Token ids, padded on the left so that what follows the text is aligned."""
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        longest = max(len(row) for row in rows)
-        return torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
-
-    def latent_ids(self, codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-        """Token ids of code indices."""
+        Raises:
+            TokenError: a code index is out of range.
+        """
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
+            raise TokenError(
+                f"code indices span {int(codes.min())}..{int(codes.max())}, the model's are 0..{self.num_codes - 1}; "
+                "pretrain on labels of the same latent action model"
+            )
         return codes + self.first_id
 
     def codes(self, ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-        """Code indices of token ids; the inverse of `latent_ids`."""
+        """Code indices of token ids; the inverse of `ids`.
+
+        Raises:
+            TokenError: a token stands for no code.
+        """
+        last = self.first_id + self.num_codes - 1
+        if ids.numel() and not self.first_id <= int(ids.min()) <= int(ids.max()) <= last:
+            raise TokenError(
+                f"token ids span {int(ids.min())}..{int(ids.max())}, latent tokens are {self.first_id}..{last}"
+            )
         return ids - self.first_id
 
     def legal(self, logits: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits in which everything but a latent token is impossible."""
-        allowed: Bool[Tensor, " vocabulary"] = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        allowed[self.first_id : self.first_id + self.num_codes] = True
-        return logits.masked_fill(~allowed, float("-inf"))
+        return only(logits, torch.arange(self.first_id, self.first_id + self.num_codes))
+
+
+class LegalLatents(LogitsProcessor):
+    """For `generate` of transformers: after a prompt of so many positions latent tokens, then the end, nothing else."""
+
+    def __init__(self, latents: LatentTokens, prompt_length: int) -> None:
+        self.latents, self.prompt_length = latents, prompt_length
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch text"], scores: Float[Tensor, "batch vocabulary"]
+    ) -> Float[Tensor, "batch vocabulary"]:
+        """Scores in which what is not legal at this position is impossible."""
+        if input_ids.shape[1] - self.prompt_length < self.latents.num_tokens:
+            return self.latents.legal(scores)
+        return only(scores, torch.tensor([self.latents.end_id]))
+
+
+def only(
+    logits: Float[Tensor, "*batch vocabulary"], allowed: Int[Tensor, " allowed"]
+) -> Float[Tensor, "*batch vocabulary"]:
+    """Logits in which everything but the allowed token ids is impossible."""
+    kept = torch.full_like(logits, float("-inf"))
+    allowed = allowed.to(logits.device)
+    kept[..., allowed] = logits[..., allowed]
+    return kept
+
+
+def train_tokenizer(texts: Iterable[str], num_codes: int, vocabulary: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (any text can be encoded) whose merges are learned from `texts`, latent tokens included."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END, *latent_names(num_codes)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END, padding_side="left")
+
+
+def latent_names(num_codes: int) -> list[str]:
+    """All latent tokens as text."""
+    return [latent_name(code) for code in range(num_codes)]
+
+
+def latent_name(code: int) -> str:
+    """The latent token of a code index as text."""
+    return f"<ACT_{code}>"
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[int]:
+    """Ids of tokens, which are added where the tokenizer does not have them; one after the other.
+
+    Raises:
+        TokenError: the tokenizer has some of them, or has them at scattered ids.
+    """
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    ids: list[int] = tokenizer.convert_tokens_to_ids(list(names))
+    if ids and ids != list(range(ids[0], ids[0] + len(ids))):
+        raise TokenError(
+            f"the tokenizer has {names[0]}..{names[-1]} at the ids {ids[:4]}..., which do not follow one another; "
+            "use one that has none or all of them"
+        )
+    return ids
+
+
+@torch.no_grad()
+def start_from_mean(rows: Float[Tensor, "vocabulary width"], known: int, new: Sequence[int]) -> None:
+    """Set the embeddings (or output weights) of new tokens to the mean of those of the first `known`."""
+    rows[list(new)] = rows[:known].float().mean(0).to(rows.dtype)

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.config import Config
+from vla.heads.interface import Head, HeadSizes, Seen, masked_mean
 
 
 class L1ChunkConfig(Config):
@@ -19,48 +20,33 @@ class L1ChunkConfig(Config):
     """Dropout before each hidden layer."""
 
 
-class L1ChunkHead(nn.Module):
+class L1ChunkHead(Head):
     """A multilayer perceptron over the hidden states at the image and latent positions and the proprioception."""
 
-    def __init__(
-        self,
-        config: L1ChunkConfig,
-        width: int,
-        positions: int,
-        horizon: int,
-        action_dims: int,
-        proprioception_dims: int,
-    ) -> None:
+    def __init__(self, config: L1ChunkConfig, sizes: HeadSizes) -> None:
         super().__init__()
-        self.horizon = horizon
-        self.reduce = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.position_width), nn.GELU())
+        self.horizon = sizes.horizon
+        positions = sizes.image_tokens + sizes.latent_tokens + 1
+        self.reduce = nn.Sequential(nn.LayerNorm(sizes.width), nn.Linear(sizes.width, config.position_width), nn.GELU())
         self.net = nn.Sequential(
             nn.Dropout(config.dropout),
-            nn.Linear(positions * config.position_width + proprioception_dims, config.hidden),
+            nn.Linear(positions * config.position_width + sizes.senses, config.hidden),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.hidden, config.hidden),
             nn.GELU(),
-            nn.Linear(config.hidden, horizon * action_dims),
+            nn.Linear(config.hidden, sizes.horizon * sizes.action_dims),
         )
 
-    def forward(
-        self,
-        image: Float[Tensor, "batch image_tokens width"],
-        latent: Float[Tensor, "batch latent_tokens width"],
-        proprioception: Float[Tensor, "batch senses"],
-    ) -> Float[Tensor, "batch horizon dims"]:
-        """Normalised actions from hidden states and normalised proprioception (of no channels where it is unused)."""
-        reduced = rearrange(self.reduce(torch.cat([image, latent], dim=1)), "batch tokens dim -> batch (tokens dim)")
-        actions = self.net(torch.cat([reduced, proprioception], dim=1)).float()
+    def act(self, seen: Seen, generator: torch.Generator | None = None) -> Float[Tensor, "batch horizon dims"]:
+        """Normalised actions; nothing is drawn."""
+        states = torch.cat([seen.image, seen.states], dim=1)
+        reduced = rearrange(self.reduce(states), "batch tokens dim -> batch (tokens dim)")
+        actions = self.net(torch.cat([reduced, seen.senses], dim=1)).float()
         return rearrange(actions, "batch (horizon dims) -> batch horizon dims", horizon=self.horizon)
 
-    @staticmethod
     def loss(
-        predicted: Float[Tensor, "batch horizon dims"],
-        actions: Float[Tensor, "batch horizon dims"],
-        mask: Bool[Tensor, "batch horizon"],
-    ) -> Float[Tensor, ""]:
-        """Mean absolute error over the steps that lie in the episode."""
-        error = (predicted - actions).abs().mean(-1)
-        return (error * mask).sum() / mask.sum().clamp_min(1)
+        self, seen: Seen, actions: Float[Tensor, "batch horizon dims"], mask: Bool[Tensor, "batch horizon"]
+    ) -> dict[str, Tensor]:
+        """Mean absolute error."""
+        return {"loss": masked_mean((self.act(seen) - actions).abs(), mask)}

@@ -1,0 +1,245 @@
+"""From frames to a policy with each kind of start: pretrained here, released, or any vision-language model."""
+
+import json
+
+import numpy as np
+import pytest
+from synthetic_episodes import INFO, make_episode
+from tiny_models import hub, prismatic, timm_lm
+
+from core.checkpoint import CheckpointError
+from core.config import ConfigError
+from core.labels import LabelsError, LabelsInfo, LatentLabels
+from core.policy import Observation
+from core.run import read_manifest
+from core.statistics import StatisticsError
+from core.store import Store, finish_store, write_part
+from core.training import TrainingConfig
+from eval.replay import ReplayConfig, ReplayError, check
+from vla.checkpoint import load
+from vla.demonstrations import FinetuneError
+from vla.finetune import DemonstrationsConfig, FinetuneVlaConfig, PolicyConfig, finetune
+from vla.images import ImageError
+from vla.lora import LoraConfig
+from vla.parts import Part
+from vla.policy import VlaPolicy
+from vla.pretrain import PretrainVlaConfig, pretrain
+from vla.training import Rates
+
+SIZE, GAP = (40, 48), 2
+TRAINING = TrainingConfig(steps=2, batch_size=3, validate_every=2, log_every=1, mixed_precision="no")
+BOTH = ("front", "side")
+
+
+def episode(number: int):
+    changes = {"task": "push", "instruction": f"push the cube {number % 2}", "is_labelled": True}
+    changes |= {"split": "held_out" if number >= 4 else "train", "episode_id": f"push/{number}"}
+    return make_episode(number + 10, length=6 + number, **changes)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    path = tmp_path_factory.mktemp("episodes") / "store"
+    write_part(path, 0, (episode(number) for number in range(6)), info=INFO)
+    finish_store(path, INFO, 1)
+    return Store.open(path)
+
+
+def labels_of(store: Store, lam: str = "a lam", views: tuple[str, ...] = BOTH) -> LatentLabels:
+    rows = [
+        (record.index, frame, view)
+        for record in store.episodes
+        for frame in range(record.length - GAP)
+        for view in range(len(views))
+    ]
+    episodes, frames, seen = np.array(rows).T
+    codes = np.random.default_rng(0).integers(0, 4, (len(rows), 2))
+    info = LabelsInfo(
+        lam_fingerprint=lam,
+        store_fingerprint=store.fingerprint,
+        views=views,
+        is_vote=False,
+        gap_s=GAP / store.info.control_hz,
+        num_codes=4,
+        num_tokens=2,
+    )
+    return LatentLabels(info=info, episodes=episodes, frames=frames, views=seen, codes=codes)
+
+
+@pytest.fixture(scope="module")
+def labels(store, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("labels")
+    labels_of(store).save(directory / "labels.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> Part:
+    return timm_lm(tmp_path_factory.mktemp("language"))
+
+
+def pretraining(store, labels, language, out, **changes) -> PretrainVlaConfig:
+    given = {"store": str(store.path), "labels": str(labels), "backbone": language, "out": str(out)}
+    return PretrainVlaConfig(**given | {"image_size": SIZE, "training": TRAINING} | changes)
+
+
+@pytest.fixture(scope="module")
+def pretrained(store, labels, language, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain(pretraining(store, labels, language, out, views=BOTH, history=2))
+    return out
+
+
+def tuning(store, path, out, data=None, policy=None, **changes) -> FinetuneVlaConfig:
+    data = DemonstrationsConfig(path=str(store.path), **data or {})
+    policy = PolicyConfig(path=str(path), **policy or {})
+    return FinetuneVlaConfig(
+        **{"data": data, "policy": policy, "out": str(out), "horizon": 3, "training": TRAINING} | changes
+    )
+
+
+def observation(store: Store, **changes) -> Observation:
+    images = {view: store.frames(0, view, [0])[0] for view in BOTH}
+    return Observation(**{"images": images, "proprioception": store.proprioception(0)[0]} | changes)
+
+
+def acts(directory, store: Store) -> np.ndarray:
+    policy = VlaPolicy(directory)
+    policy.reset("push the cube", seed=0)
+    return policy.act(observation(store)).actions
+
+
+def test_pretraining_says_how_much_better_than_the_majority_it_is(pretrained):
+    summary = read_manifest(pretrained)["summary"]
+    assert {"validation_accuracy", "validation_accuracy_0", "validation_majority"} <= set(summary)
+    assert summary["validation_perplexity"] == pytest.approx(np.exp(summary["validation_loss"]))
+
+
+def test_two_cameras_and_a_history_are_kept_from_pretraining_to_acting(pretrained, store, labels, tmp_path):
+    finetune(tuning(store, pretrained, tmp_path / "policy", {"labels": str(labels)}))
+    policy = VlaPolicy(tmp_path / "policy")
+    assert policy.cameras == BOTH
+    policy.reset("push the cube", seed=0)
+    for past in (0, 1, 2, 2):
+        assert len(policy.history) == past
+        assert policy.act(observation(store)).actions.shape == (3, 7)
+    with pytest.raises(KeyError, match=r"sees the cameras \['front', 'side'\]; the observation lacks \['side'\]"):
+        policy.act(observation(store, images={"front": np.zeros((48, 64, 3), np.uint8)}))
+    with pytest.raises(FinetuneError, match=r"reads a history of latent actions; set data.labels"):
+        finetune(tuning(store, pretrained, tmp_path / "other"))
+    with pytest.raises(FinetuneError, match="names 1 cameras, the model was trained on 2"):
+        finetune(tuning(store, pretrained, tmp_path / "other", {"labels": str(labels), "views": ["side"]}))
+
+
+def test_adapters_of_a_pretrained_model_are_saved_alone_and_belong_to_it(store, labels, language, tmp_path):
+    pretrain(pretraining(store, labels, language, tmp_path / "pretrained"))
+    finetune(tuning(store, tmp_path / "pretrained", tmp_path / "policy", lora=LoraConfig(rank=2)))
+    sizes = [(tmp_path / run / "model.safetensors").stat().st_size for run in ("pretrained", "policy")]
+    assert sizes[1] < sizes[0] / 3
+    before = acts(tmp_path / "policy", store)
+    assert np.isfinite(before).all()
+    other = language.model_copy(update={"options": language.options | {"pool": 4}})
+    pretrain(pretraining(store, labels, other, tmp_path / "pretrained"))
+    with pytest.raises(CheckpointError, match=r"belong to weights|does not fit"):
+        acts(tmp_path / "policy", store)
+
+
+@pytest.mark.parametrize("head", ["l1_pool", "bins"])
+def test_a_released_model_is_fine_tuned_on_a_new_robot(store, tmp_path, head):
+    released = tmp_path / "released"
+    prismatic(released)
+    data, policy = {"views": ["front"]}, {"num_codes": 16, "num_tokens": 4}
+    settings = {"lora": LoraConfig(rank=2), "head": Part(name=head), "rates": Rates(backbone=1.0)}
+    finetune(tuning(store, released, tmp_path / "policy", data, policy, **settings))
+    assert acts(tmp_path / "policy", store).shape == (3, 7)
+    _, description, facts = load(tmp_path / "policy")
+    assert description.backbone.name == "prismatic"
+    assert facts["control_hz"] == pytest.approx(INFO.control_hz)
+
+
+def test_any_vision_language_model_is_fine_tuned_without_latent_tokens(store, tmp_path):
+    hub("smolvlm", tmp_path / "model")
+    data, policy = {"views": ["front", "side"], "image_size": (56, 56)}, {"num_tokens": 0, "num_codes": 0}
+    finetune(tuning(store, tmp_path / "model", tmp_path / "policy", data, policy, head=Part(name="flow")))
+    assert acts(tmp_path / "policy", store).shape == (3, 7)
+
+
+def test_what_does_not_fit_is_said_before_a_run_is_begun(store, labels, language, pretrained, tmp_path):
+    other = tmp_path / "other_labels"
+    other.mkdir()
+    labels_of(store, "another lam").save(other / "labels.safetensors")
+    out = tmp_path / "run"
+    cases = [
+        (FinetuneError, "has no view 'top'", tuning(store, pretrained, out, {"views": ["top", "side"]})),
+        (
+            LabelsError,
+            "come from latent action model another lam",
+            tuning(store, pretrained, out, {"labels": str(other)}),
+        ),
+        (CheckpointError, "says nothing about cameras", tuning(store, "nobody/nothing", out)),
+        (CheckpointError, "holds no model", tuning(store, tmp_path, out, {"views": ["front"]})),
+        (
+            ConfigError,
+            "unknown name 'none'",
+            tuning(store, pretrained, out, {"labels": str(labels)}, head=Part(name="none")),
+        ),
+    ]
+    for error, problem, config in cases:
+        with pytest.raises(error, match=problem):
+            finetune(config)
+    with pytest.raises(ImageError, match="set image_size, so that they are seen alike"):
+        pretrain(pretraining(store, labels, language, out, views=BOTH, image_size=None))
+    with pytest.raises(LabelsError, match=r"views names \['top'\]"):
+        pretrain(pretraining(store, labels, language, out, views=("top",)))
+    with pytest.raises(ValueError, match=r"not a run|No such file|no manifest|was not run"):
+        pretrain(pretraining(store, labels, language, out, lam=str(tmp_path / "no_lam")))
+    assert not out.exists()
+
+
+def test_a_policy_without_statistics_does_not_act(pretrained, store, labels, tmp_path):
+    with pytest.raises(CheckpointError, match="pretrained but never fine-tuned"):
+        VlaPolicy(pretrained)
+    finetune(tuning(store, pretrained, tmp_path / "policy", {"labels": str(labels)}))
+    from core.checkpoint import read_header, read_tensors, save_tensors
+
+    file = tmp_path / "policy" / "model.safetensors"
+    header = read_header(file) | {"statistics": {}}
+    save_tensors(file, read_tensors(file), header)
+    with pytest.raises(StatisticsError, match="no action statistics"):
+        VlaPolicy(tmp_path / "policy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="is not a safetensors file, or is cut off"):
+        VlaPolicy(tmp_path / "policy")
+
+
+def test_recordings_are_replayed_before_a_robot_is_moved(pretrained, store, labels, tmp_path, capsys):
+    finetune(tuning(store, pretrained, tmp_path / "policy", {"labels": str(labels)}))
+    policy = VlaPolicy(tmp_path / "policy")
+    config = ReplayConfig(policy="policy", data=str(store.path), out=str(tmp_path / "replay"), episodes=2)
+    found = check(policy, store, config)
+    assert found["episodes"] == ["push/4", "push/5"]
+    assert found["steps"] == 10 + 11
+    saved = json.loads((tmp_path / "replay/replay.json").read_text())
+    assert [row["name"] for row in saved["dimensions"]] == list(INFO.action_space.names)
+    for row in saved["dimensions"]:
+        assert row["nmse_ci95"][0] <= row["nmse"] <= row["nmse_ci95"][1]
+    assert (tmp_path / "replay/replay.png").stat().st_size > 10_000
+    assert "NMSE" in capsys.readouterr().err
+    policy.cameras = ("front", "top")
+    with pytest.raises(ReplayError, match=r"lacks \['top'\]"):
+        check(policy, store, config)
+    policy.action_space = policy.action_space.model_copy(update={"kind": "joint_position"})
+    with pytest.raises(ReplayError, match="the policy's actions have kind joint_position"):
+        check(policy, store, config)
+
+
+def test_everything_learns_at_the_rate_of_its_part(language):
+    from tiny_models import fresh
+
+    from vla.training import rate_of
+
+    rate = rate_of(fresh(language), Rates(backbone=0.1, tower=0.0, untrained=0.5, head=2.0))
+    names = {"model.backbone.vision.towers.0.norm.bias": 0.0, "model.backbone.project.1.bias": 0.5}
+    names |= {"model.backbone.language.lm_head.weight": 0.1, "model.head.net.0.weight": 2.0}
+    assert {name: rate(name) for name in names} == names
