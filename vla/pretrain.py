@@ -15,7 +15,7 @@ from core.labels import LabelsError, LatentLabels
 from core.loading import Batch
 from core.run import fingerprint_of_file, read_manifest
 from core.store import Store
-from core.training import TrainingConfig, fit, make_accelerator, open_stage
+from core.training import TrainingConfig, fit, make_accelerator, open_stage, uses_bf16
 from vla.backbones.interface import Setting
 from vla.checkpoint import VlaDescription, new_tokens, save
 from vla.dataset import LatentDataset, Source
@@ -25,6 +25,7 @@ from vla.lora import LoraConfig, add_adapters
 from vla.model import VisionLanguageActionModel
 from vla.parts import BACKBONES, Part, find
 from vla.prompt import prompt
+from vla.token_accuracy import token_accuracy
 from vla.training import Rates, rate_of, validate
 
 
@@ -88,7 +89,7 @@ class Given(NamedTuple):
 def pretrain(config: PretrainVlaConfig) -> None:
     """Run the stage: train, compare with the majority code, save the checkpoint and the manifest."""
     given = _given(config)
-    accelerator = make_accelerator(config.training, Path(config.out))
+    accelerator = make_accelerator(config.training, Path(config.out), skips_parameters=True)
     stage = open_stage(accelerator, config.out, "pretrain_vla", config, given.inputs)
     if stage.is_done:
         return
@@ -113,9 +114,12 @@ def pretrain(config: PretrainVlaConfig) -> None:
         learning_rate_scale=rate_of(model.backbone, config.rates),
     )
     if accelerator.is_main_process:
+        with torch.autocast(sizes[0].type, torch.bfloat16, enabled=uses_bf16(config.training)):
+            compared = token_accuracy(model, train, held_out, *sizes)
         summary = latest | {
-            "validation_majority": majority_accuracy(train, held_out),
+            "validation_majority": compared.majority,
             "validation_perplexity": math.exp(min(latest["validation_loss"], 50.0)),
+            "token_accuracy": compared._asdict(),
         }
         facts = {"lam_fingerprint": given.labels.info.lam_fingerprint, "gap_s": given.labels.info.gap_s}
         stage.finish(summary, save(stage.path, model, description, facts))
@@ -177,9 +181,3 @@ def _describe(config: PretrainVlaConfig, given: Given) -> VlaDescription:
         lora=config.lora,
         history=config.history,
     )
-
-
-def majority_accuracy(train: LatentDataset, held_out: LatentDataset) -> float:
-    """Accuracy of always answering each token's most frequent training code: what prediction has to beat."""
-    codes, truth = torch.from_numpy(train.codes), torch.from_numpy(held_out.codes)
-    return (truth == codes.mode(0).values).float().mean().item()
