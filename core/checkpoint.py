@@ -112,15 +112,19 @@ class TrainingState:
     """What a run needs to go on bit-identically: step, weights, optimiser moments, moving average, each rank's buffers.
 
     Random draws are functions of (seed, step, rank), so that no generator state has to be kept.
+
+    The newest is `training_state.safetensors`; older ones that are kept have their step in the name, and a run goes on
+    from one that is given the name of the newest. Under DeepSpeed each is a directory `training_state-STEP`
+    (core.zero), and a run goes on from the last one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, keeps_every: int = 0) -> None:
+        self.path, self.keeps_every = Path(path), keeps_every
 
     @classmethod
-    def of(cls, directory: Path) -> "TrainingState":
-        """The training state of the run in `directory`."""
-        return cls(directory / "training_state.safetensors")
+    def of(cls, directory: Path, keeps_every: int = 0) -> "TrainingState":
+        """The training state of the run in `directory`; `keeps_every`: of which steps `remove` leaves the states."""
+        return cls(directory / "training_state.safetensors", keeps_every)
 
     def save(
         self,
@@ -178,11 +182,40 @@ class TrainingState:
         found = self.path.parent.glob(f"{self.path.stem}-*")
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
+    def retain(self, step: int, last: int) -> None:
+        """Keep the newest state under its step, too, and delete what is neither among the last nor to keep for good.
+
+        A kept file is another name of the same data and takes no space of its own before the newest is replaced.
+        """
+        if self.path.is_file() and (last > 1 or self._is_for_good(step)):
+            named = self.path.with_name(f"{self.path.stem}.{step}{self.path.suffix}")
+            named.unlink(missing_ok=True)
+            named.hardlink_to(self.path)
+        kept = self._kept()
+        for number in sorted(kept)[:-last]:
+            if not self._is_for_good(number):
+                _delete(kept[number])
+
     def remove(self) -> None:
-        """Delete the state, once the run is finished and its weights are saved."""
+        """Delete the states, once the run is finished and its weights are saved, but for those to keep for good."""
         self.path.unlink(missing_ok=True)
-        for directory in self.sharded():
-            shutil.rmtree(directory)
+        for number, path in self._kept().items():
+            if not self._is_for_good(number):
+                _delete(path)
+
+    def _is_for_good(self, step: int) -> bool:
+        return bool(self.keeps_every) and step % self.keeps_every == 0
+
+    def _kept(self) -> dict[int, Path]:
+        """States with their step in the name."""
+        files = self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}")
+        return {int(file.name.split(".")[1]): file for file in files} | {
+            int(path.name.rpartition("-")[2]): path for path in self.sharded()
+        }
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def require_processes(path: Path, header: dict[str, Any], processes: int) -> None:

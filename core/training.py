@@ -56,6 +56,10 @@ class TrainingConfig(Config):
     """auto: bf16 where it is faster than float32."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between saved training states."""
+    keep_last: int = Field(default=1, ge=1)
+    """Training states that are kept, the newest ones."""
+    keep_every: int = Field(default=0, ge=0)
+    """Steps between training states that are kept for good, also when the run is done; 0: none."""
     validate_every: int = Field(default=200, ge=1)
     """Steps between validations."""
     log_every: int = Field(default=20, ge=1)
@@ -207,7 +211,7 @@ class _Loop:
         self.average: list[Tensor] = []
         if config.average_decay:
             self.average = [tensor.detach().float().clone() for tensor in self._weights()]
-        self.state = TrainingState.of(stage.path)
+        self.state = TrainingState.of(stage.path, config.keep_every)
         self.sharded = ZeroState(self.state, self.model, accelerator) if is_zero(accelerator) else None
         self.first_step = self._load()
         where = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
@@ -305,6 +309,7 @@ class _Loop:
             if self.accelerator.is_main_process:
                 self.state.save(step, self.plain, self.optimizer.optimizer, self.average, buffers)
         if self.accelerator.is_main_process:
+            self.state.retain(step, self.config.keep_last)
             self.stage.keep_time()
         self.accelerator.wait_for_everyone()
 

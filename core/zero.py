@@ -170,7 +170,7 @@ class ZeroState:
         self.file = f"process{accelerator.process_index}.safetensors"
 
     def save(self, step: int, average: list[Tensor], buffers: dict[str, Tensor]) -> None:
-        """Write the state after `step` optimiser steps, then delete the older ones.
+        """Write the state after `step` optimiser steps.
 
         Raises:
             ZeroError: it could not be written; the state of before is as it was.
@@ -194,10 +194,7 @@ class ZeroState:
             ) from None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            older = self.state.sharded()
             temporary.rename(final)
-            for directory in older:
-                shutil.rmtree(directory)
         self.accelerator.wait_for_everyone()
 
     def load(self, average: list[Tensor]) -> int:

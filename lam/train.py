@@ -183,7 +183,7 @@ def _save(
     sizes = (model.feature_dim, model.patches)
     fingerprint = save_lam(stage.path, config.model, model.state_dict(), sizes, facts)
     stage.finish(latest | code_use(model, held_out), fingerprint)
-    TrainingState.of(stage.path).remove()
+    TrainingState.of(stage.path, config.training.keep_every).remove()
 
 
 @torch.inference_mode()

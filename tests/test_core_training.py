@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from core.checkpoint import CheckpointError, TrainingState, read_tensors
+from core.checkpoint import CheckpointError, TrainingState, read_tensors, save_tensors
 from core.run import Stage
 from core.sampling import batch_indices
 from core.training import TrainingConfig, TrainingError, fit, learning_rate_at, make_accelerator
@@ -100,6 +100,41 @@ def test_resuming_really_starts_from_the_saved_step(tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps_before == [4, 8, 12]
     assert steps == [4, 8, 12, 16, 20, 24]
+
+
+def states(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.glob("training_state*"))
+
+
+def test_states_are_kept_for_the_last_steps_and_every_so_many_and_a_run_goes_on_from_any(tmp_path):
+    kept = config(keep_last=2, keep_every=10)
+    straight, _ = run(tmp_path / "straight", kept)
+    newest = "training_state.safetensors"
+    assert states(tmp_path / "straight") == [
+        "training_state.10.safetensors",
+        "training_state.20.safetensors",
+        "training_state.24.safetensors",
+        newest,
+    ]
+    (tmp_path / "straight/training_state.10.safetensors").rename(tmp_path / "straight" / newest)
+    again, _ = run(tmp_path / "straight", kept)
+    assert all(torch.equal(own, other) for own, other in zip(straight.parameters(), again.parameters(), strict=True))
+    assert again is not straight
+    TrainingState.of(tmp_path / "straight", keeps_every=10).remove()
+    assert states(tmp_path / "straight") == ["training_state.20.safetensors"]
+    run(tmp_path / "plain", config())
+    assert states(tmp_path / "plain") == [newest]
+
+
+def test_tensors_that_are_one_are_saved_once(tmp_path):
+    tied = nn.Linear(8, 8, bias=False)
+    model = nn.ModuleDict({"embedding": tied, "head": nn.Linear(8, 8, bias=False)})
+    model["head"].weight = tied.weight
+    save_tensors(tmp_path / "model.safetensors", dict(model.state_dict()), {})
+    assert (tmp_path / "model.safetensors").stat().st_size < 2 * 4 * 64
+    again = read_tensors(tmp_path / "model.safetensors")
+    assert torch.equal(again["head.weight"], tied.weight)
+    assert set(again) == set(model.state_dict())
 
 
 def test_gradient_accumulation_counts_optimiser_steps(tmp_path):

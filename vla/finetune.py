@@ -172,7 +172,7 @@ def finetune(config: FinetuneVlaConfig) -> None:
         summary = latest | {"demonstrations": len(given.records), "frames": len(sets[0])}
         facts = given.start.facts | _acting_facts(given, statistics)
         stage.finish(summary, save(stage.path, model, description, facts))
-        TrainingState.of(stage.path).remove()
+        TrainingState.of(stage.path, config.training.keep_every).remove()
     accelerator.wait_for_everyone()
 
 

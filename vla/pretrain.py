@@ -123,7 +123,7 @@ def pretrain(config: PretrainVlaConfig) -> None:
         }
         facts = {"lam_fingerprint": given.labels.info.lam_fingerprint, "gap_s": given.labels.info.gap_s}
         stage.finish(summary, save(stage.path, model, description, facts))
-        TrainingState.of(stage.path).remove()
+        TrainingState.of(stage.path, config.training.keep_every).remove()
     accelerator.wait_for_everyone()
 
 
