@@ -19,6 +19,7 @@ from core.training import TrainingConfig
 from eval.replay import ReplayConfig, ReplayError, check
 from vla.checkpoint import load
 from vla.demonstrations import FinetuneError
+from vla.export import ExportConfig, export
 from vla.finetune import DemonstrationsConfig, FinetuneVlaConfig, PolicyConfig, finetune
 from vla.images import ImageError
 from vla.lora import LoraConfig
@@ -217,3 +218,25 @@ def test_everything_learns_at_the_rate_of_its_part(language):
     names = {"model.backbone.vision.towers.0.norm.bias": 0.0, "model.backbone.project.1.bias": 0.5}
     names |= {"model.backbone.language.lm_head.weight": 0.1, "model.head.net.0.weight": 2.0}
     assert {name: rate(name) for name in names} == names
+
+
+def test_an_exported_policy_acts_as_before_says_what_it_is_and_can_be_fine_tuned_on(store, labels, language, tmp_path):
+    pretrain(pretraining(store, labels, language, tmp_path / "pretrained"))
+    policy = tmp_path / "policy"
+    finetune(tuning(store, tmp_path / "pretrained", policy, lora=LoraConfig(rank=2)))
+    with pytest.raises(CheckpointError, match="which others do not have; add --merge true"):
+        export(ExportConfig(policy=str(policy), out=str(tmp_path / "shared")))
+    export(ExportConfig(policy=str(policy), out=str(tmp_path / "shared"), merge=True, licence="mit"), ["a line"])
+    np.testing.assert_allclose(acts(tmp_path / "shared", store), acts(policy, store), atol=2e-3)  # bfloat16
+    card = (tmp_path / "shared/README.md").read_text()
+    for told in ("license: mit", "| sees | front |", "a line", "push the cube 1", "| latent actions of | a lam |"):
+        assert told in card
+    assert str(tmp_path) not in (tmp_path / "shared/manifest.json").read_text()
+    finetune(tuning(store, tmp_path / "shared", tmp_path / "again", policy={"num_tokens": 2, "num_codes": 4}))
+    assert acts(tmp_path / "again", store).shape == (3, 7)
+    with pytest.raises(CheckpointError, match="exists; choose another folder"):
+        export(ExportConfig(policy=str(policy), out=str(tmp_path / "shared"), merge=True))
+    with pytest.raises(CheckpointError, match="never fine-tuned"):
+        export(ExportConfig(policy=str(tmp_path / "pretrained"), out=str(tmp_path / "nothing")))
+    with pytest.raises(CheckpointError, match="there is no folder nobody/nothing"):
+        VlaPolicy("nobody/nothing")

@@ -6,6 +6,7 @@ DIRECTORY/
   head/               what the head learned besides weights, where it did
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vla.model import VisionLanguageActionModel
 from vla.parts import BACKBONES, HEADS, Part, find
 
 WEIGHTS = "model.safetensors"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class VlaDescription(Config):
@@ -94,6 +96,24 @@ def save(directory: Path, model: VisionLanguageActionModel, description: VlaDesc
     return save_tensors(directory / WEIGHTS, tensors, {"description": description.model_dump(mode="json"), **facts})
 
 
+def local(path: str | Path) -> Path:
+    """The folder of a checkpoint; one that is named OWNER/NAME and is not here is fetched from the hub.
+
+    Raises:
+        CheckpointError: the hub does not answer, or has none.
+    """
+    if Path(path).exists() or not HUB_NAME.fullmatch(str(path)):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"there is no folder {path}, and the hub gives none of that name ({str(error).splitlines()[0]})"
+        ) from None
+
+
 def load(directory: str | Path) -> tuple[VisionLanguageActionModel, VlaDescription, dict[str, Any]]:
     """The model, its form, and the further facts of its header.
 
@@ -101,13 +121,14 @@ def load(directory: str | Path) -> tuple[VisionLanguageActionModel, VlaDescripti
         CheckpointError: there is no checkpoint, it does not fit its own description, or its adapters belong to other
             weights than those found here.
     """
-    path = Path(directory) / WEIGHTS
+    directory = local(directory)
+    path = directory / WEIGHTS
     header = read_header(path)
     description = VlaDescription(**header.pop("description"))
-    backbone = _backbone(description, Path(directory) / "backbone")
+    backbone = _backbone(description, directory / "backbone")
     head = make_head(description, backbone)
     if isinstance(head, TokenHead):
-        head.load_form(Path(directory) / "head")
+        head.load_form(directory / "head")
         head.first_id = backbone.add_tokens(head.names)[0]
     model = VisionLanguageActionModel(backbone, head)
     tensors = read_tensors(path)

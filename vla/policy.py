@@ -12,7 +12,7 @@ from core.policy import ActionChunk, Observation
 from core.run import fingerprint_of_file
 from core.spaces import ActionSpace
 from core.statistics import Statistics
-from vla.checkpoint import WEIGHTS, load
+from vla.checkpoint import WEIGHTS, load, local
 from vla.images import Eye
 from vla.prompt import prompt
 
@@ -30,6 +30,7 @@ class VlaPolicy:
             CheckpointError: it cannot act, or the visual tower of this machine is not the one it was trained on.
             StatisticsError: it holds no action statistics.
         """
+        directory = local(directory)
         self.model, self.description, facts = load(directory)
         if self.model.head is None:
             raise CheckpointError(f"{directory} was pretrained but never fine-tuned; run scripts/finetune_vla.py on it")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.checkpoint import CheckpointError, read_header
-from core.run import read_manifest
+from core.run import fingerprint_of_file
 from vla.backbones.interface import Backbone, Setting
 from vla.checkpoint import WEIGHTS, VlaDescription, whole_backbone
 from vla.images import ImageForm
@@ -40,7 +40,7 @@ def open_start(path: str, num_codes: int, num_tokens: int, views: Sequence[str])
         description = VlaDescription(**header.pop("description"))
         facts = {name: header[name] for name in ("lam_fingerprint", "gap_s") if name in header}
         kind = find(description.backbone, BACKBONES).kind
-        return Start(description, kind, Path(path).resolve(), read_manifest(path)["fingerprint"], facts)
+        return Start(description, kind, Path(path).resolve(), fingerprint_of_file(Path(path) / WEIGHTS), facts)
     if not views:
         raise CheckpointError(f"{path} says nothing about cameras; name those that the policy is to see in data.views")
     file = Path(path) / "config.json"

@@ -1,0 +1,142 @@
+"""A policy as a folder to hand on: weights, form, statistics, action space, and a model card made from manifests."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import CheckpointError
+from core.config import Config
+from core.run import is_done, read_manifest, say, write_json, write_text
+from vla.checkpoint import VlaDescription, load, save
+from vla.lora import merge
+
+KEPT_OF_MANIFEST = ("name", "inputs", "versions", "finished", "summary")
+"""What of a run's manifest is handed on; paths and commands of the machine are not."""
+
+
+class ExportConfig(Config):
+    """A run of scripts/export_policy.py."""
+
+    policy: str
+    """Directory of the fine-tuned policy."""
+    out: str
+    """Folder that is made."""
+    evaluation: str = ""
+    """Directory of scripts/evaluate.py, whose episodes of this policy the card reports."""
+    merge: bool = False
+    """Add adapters to the weights that they belong to, so that the folder stands alone."""
+    licence: str = ""
+    """Identifier for the card, such as apache-2.0; empty: the card says that it is not stated."""
+    push: str = ""
+    """OWNER/NAME on the hub to upload the folder to; needs a login there (`hf auth login`)."""
+
+
+def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
+    """Make the folder, in one move, and upload it where that is asked for; `results` are lines for the card.
+
+    Raises:
+        CheckpointError: the policy cannot act, is of adapters that lie elsewhere, or the folder exists.
+    """
+    out = Path(config.out)
+    if out.exists():
+        raise CheckpointError(f"{out} exists; choose another folder or move it away")
+    model, description, facts = load(config.policy)
+    if model.head is None:
+        raise CheckpointError(f"{config.policy} was pretrained but never fine-tuned; there is nothing that acts")
+    if description.lora is not None and config.merge:
+        merge(model.backbone)
+        description = description.model_copy(update={"lora": None, "base": "", "base_fingerprint": ""})
+    if description.lora is not None and description.base:
+        raise CheckpointError(
+            f"{config.policy} holds adapters of {description.base}, which others do not have; add --merge true"
+        )
+    temporary = out.with_name(f".{out.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fingerprint = save(temporary, model, description, facts)
+    write_json(temporary / "statistics.json", facts["statistics"])
+    write_json(temporary / "action_space.json", facts["action_space"])
+    manifest = read_manifest(config.policy) if is_done(config.policy) else {}
+    kept = {key: manifest[key] for key in KEPT_OF_MANIFEST if key in manifest} | {"fingerprint": fingerprint}
+    write_json(temporary / "manifest.json", kept)
+    write_text(temporary / "README.md", card(config, description, facts, kept, results))
+    temporary.rename(out)
+    say(f"export_policy: {out}, fingerprint {fingerprint}")
+    if config.push:
+        _push(out, config.push)
+    return out
+
+
+def card(
+    config: ExportConfig,
+    description: VlaDescription,
+    facts: dict[str, Any],
+    manifest: dict[str, Any],
+    results: Sequence[str],
+) -> str:
+    """The model card, README.md."""
+    space = facts["action_space"]
+    name = config.push or Path(config.out).name
+    statistics = facts["statistics"]["actions"]
+    units = zip(space["names"], space["units"], statistics["q01"], statistics["q99"], strict=True)
+    dimensions = [f"| {dim} | {unit} | {low:.4g} to {high:.4g} |" for dim, unit, low, high in units]
+    summary, inputs = manifest.get("summary", {}), manifest.get("inputs", {})
+    tags = ["robotics", "vision-language-action"]
+    header = ["---", *([f"license: {config.licence}"] if config.licence else []), f"tags: {json.dumps(tags)}", "---"]
+    return "\n".join(
+        [
+            *header,
+            f"# {name}",
+            "",
+            "A vision-language-action policy, fine-tuned with mvp-lam. Act with it, or fine-tune it on:",
+            "",
+            "```python",
+            "from vla.policy import load_policy",
+            f'policy = load_policy("{name}")  # a folder, or its name on the hub',
+            "```",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| sees | {', '.join(description.shown)} |",
+            f"| backbone | {description.backbone.name} |",
+            f"| head | {description.head.name if description.head else ''}, {description.horizon} actions a chunk |",
+            f"| control | {facts['control_hz']:g} Hz, {space['kind']}, in {space['frame']} |",
+            f"| demonstrations | {summary.get('demonstrations', 'unknown')} (store {inputs.get('store', 'unknown')}) |",
+            f"| latent actions of | {facts.get('lam_fingerprint', 'none')} |",
+            f"| weights | {manifest['fingerprint']} |",
+            f"| licence | {config.licence or 'not stated'} |",
+            "",
+            "## Actions",
+            "",
+            "| dimension | unit | 1 % to 99 % of the demonstrations |",
+            "|---|---|---|",
+            *dimensions,
+            "",
+            "## Instructions that it was trained on",
+            "",
+            *(f"- {instruction}" for instruction in facts.get("instructions", [])),
+            "",
+            "## Success in closed loop",
+            "",
+            *(results or ["Not evaluated."]),
+            "",
+        ]
+    )
+
+
+def _push(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (OSError, HfHubHTTPError) as error:
+        raise CheckpointError(
+            f"{folder} was made but could not be uploaded to {name}: {str(error).splitlines()[0]}; log in with "
+            f"`hf auth login` and run `hf upload {name} {folder}`"
+        ) from None
+    say(f"export_policy: uploaded to {name}")
