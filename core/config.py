@@ -175,5 +175,8 @@ def _explain(error: ValidationError, kind: type[BaseModel], path: str | Path | N
             parts.append(f"{source}: {key} is required and has no default")
         else:
             where = f"{key} = {problem['input']!r}: " if key else ""
-            parts.append(f"{source}: {where}{problem['msg'].removeprefix('Value error, ')}")
+            said = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] in ("tuple_type", "list_type"):
+                said = f"give a list, such as [{problem['input']}]"
+            parts.append(f"{source}: {where}{said}")
     return "; ".join(parts)

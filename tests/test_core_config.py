@@ -130,6 +130,7 @@ def test_command_line_takes_both_forms_lists_and_negative_numbers():
         (["--out", "a", "stray"], "unexpected word 'stray'"),
         (["--out"], "--out has no value"),
         (["--out", "a", "--views", "[a"], "--views [a is not valid YAML"),
+        (["--out", "a", "--views", "front"], "views = 'front': give a list, such as [front]"),
         (["--out", "a", "--inner.widht", "2"], "Did you mean inner.width?"),
         (["--config", "nowhere.yaml"], "no configuration file at nowhere.yaml"),
     ],

@@ -162,6 +162,13 @@ def test_what_does_not_fit_is_said_before_a_run_is_begun(store, labels, language
     for error, problem, config in cases:
         with pytest.raises(error, match=problem):
             finetune(config)
+    many = tmp_path / "many_codes"
+    many.mkdir()
+    labels_of(store, num_codes=9).save(many / "labels.safetensors")
+    with pytest.raises(LabelsError, match="the labels have 2 tokens of 9 codes, the model 2 of 4"):
+        finetune(tuning(store, pretrained, out, {"labels": str(many)}))
+    with pytest.raises(ConfigError, match="adapters need pretrained ones"):
+        pretrain(pretraining(store, labels, Part(name="nano"), out, lora=LoraConfig()))
     with pytest.raises(ImageError, match="set image_size, so that they are seen alike"):
         pretrain(pretraining(store, labels, language, out, views=BOTH, image_size=None))
     with pytest.raises(LabelsError, match=r"views names \['top'\]"):

@@ -18,6 +18,12 @@ from core.checkpoint import read_tensors
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = {"rel": 2e-4, "abs": 1e-5}
 """Orders of summation of float32 gradients, over six steps of Adam."""
+OFFLOADED = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
+}
 LAUNCHES = {
     "alone": (1, {}, {"batch_size": 6}),
     "accumulated": (1, {}, {"batch_size": 3, "gradient_accumulation": 2}),
@@ -31,7 +37,8 @@ LAUNCHES = {
         for stage in (1, 2, 3)
     },
 }
-SHARDED = [pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3)]
+LAUNCHES["offloaded"] = (2, OFFLOADED, {"batch_size": 3})
+SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero2", "zero3", "offloaded")]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def pushes_store(path: Path) -> Store:
     return Store.open(path)
 
 
-def labels_of(store: Store, lam: str = "a lam", views: tuple[str, ...] = BOTH) -> LatentLabels:
+def labels_of(store: Store, lam: str = "a lam", views: tuple[str, ...] = BOTH, num_codes: int = 4) -> LatentLabels:
     rows = [
         (record.index, frame, view)
         for record in store.episodes
@@ -40,7 +40,7 @@ def labels_of(store: Store, lam: str = "a lam", views: tuple[str, ...] = BOTH) -
         views=views,
         is_vote=False,
         gap_s=GAP / store.info.control_hz,
-        num_codes=4,
+        num_codes=num_codes,
         num_tokens=2,
     )
     return LatentLabels(info=info, episodes=episodes, frames=frames, views=seen, codes=codes)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from core.checkpoint import TrainingState
 from core.config import Config
 from core.frame_cache import FramesConfig
-from core.labels import LatentLabels
+from core.labels import LabelsError, LatentLabels
 from core.loading import Batch
 from core.run import fingerprint_of_file, say
 from core.statistics import Statistics
@@ -23,7 +23,7 @@ from vla.demonstrations import FinetuneError, choose_demonstrations, held_out_de
 from vla.heads.interface import TokenHead
 from vla.images import CachedFeatures, Frames, open_images
 from vla.label_table import LabelTable
-from vla.lora import LoraConfig, add_adapters
+from vla.lora import NOTHING_TO_ADAPT, LoraConfig, add_adapters
 from vla.model import VisionLanguageActionModel
 from vla.parts import HEADS, Part, find
 from vla.pretrain import history_table
@@ -179,9 +179,11 @@ def finetune(config: FinetuneVlaConfig) -> None:
 def _given(config: FinetuneVlaConfig) -> Given:
     """Open what the run is pointed at, and refuse what does not fit together."""
     find(config.head, HEADS)
-    data = config.data
+    data, policy = config.data, config.policy
     store = Store.open(data.path)
-    start = open_start(config.policy.path, config.policy.num_codes, config.policy.num_tokens, data.views)
+    start = open_start(policy.path, policy.num_codes, policy.num_tokens, data.views)
+    if config.lora and (start.base is None or policy.fresh_weights) and not start.kind.comes_pretrained:
+        raise FinetuneError(NOTHING_TO_ADAPT)
     views = data.views or start.description.shown
     if not start.description.sees_one and len(views) != start.description.setting.views:
         raise FinetuneError(
@@ -199,10 +201,22 @@ def _given(config: FinetuneVlaConfig) -> Given:
         file = Path(data.labels) / "labels.safetensors"
         labels = LatentLabels.load(file)
         labels.require(store_fingerprint=store.fingerprint, lam_fingerprint=start.facts.get("lam_fingerprint"))
+        _require_labels(labels, start, views[0])
         inputs["labels"] = fingerprint_of_file(file)
     elif start.description.history:
         raise FinetuneError("the model reads a history of latent actions; set data.labels to labels of these episodes")
     return Given(start, store, images, views, records, labels, inputs)
+
+
+def _require_labels(labels: LatentLabels, start: Start, view: str) -> None:
+    setting, info = start.description.setting, labels.info
+    if (info.num_codes, info.num_tokens) != (setting.num_codes, setting.num_tokens):
+        raise LabelsError(
+            f"the labels have {info.num_tokens} tokens of {info.num_codes} codes, the model {setting.num_tokens} of "
+            f"{setting.num_codes}; label the store with the latent action model that it was pretrained with"
+        )
+    if view not in info.views:
+        raise LabelsError(f"the labels are of the cameras {list(info.views)}, the policy's first is {view!r}")
 
 
 def _describe(config: FinetuneVlaConfig, given: Given, statistics: dict[str, Statistics]) -> VlaDescription:

@@ -25,7 +25,7 @@ class ImageForm(Config):
     """How images enter a backbone."""
 
     size: tuple[int, int] | None = None
-    """(height, width) that frames are resized to; None: as they are recorded."""
+    """(height, width) of the frames, to which others are resized; None: features are shown, or nothing is known yet."""
     encoder: EncoderConfig | None = None
     """Frozen tower whose patch features are shown instead of frames."""
     encoder_fingerprint: str = ""
@@ -73,7 +73,7 @@ class CachedFeatures:
 class Frames:
     """Frames, from the store's video or a cache of them."""
 
-    def __init__(self, store: Store, config: FramesConfig, size: tuple[int, int] | None) -> None:
+    def __init__(self, store: Store, config: FramesConfig, size: tuple[int, int]) -> None:
         self.source, self.form = open_frames(store, config), ImageForm(size=size)
 
     def __call__(
@@ -111,11 +111,11 @@ def open_images(
     if not reads_features:
         if features:
             raise FeaturesError("features is set, but this backbone reads frames; leave it empty")
+        sizes = {view: tuple(store.info.views[view]) for view in views}
         size = size or (form.size if form else None)
-        sizes = {view: store.info.views[view] for view in views}
         if size is None and len(set(sizes.values())) > 1:
             raise ImageError(f"the cameras have the sizes {sizes}; set image_size, so that they are seen alike")
-        return Frames(store, frames, size)
+        return Frames(store, frames, size or next(iter(sizes.values())))
     if not features:
         raise FeaturesError("this backbone reads features: set features to a cache made by scripts/cache_features.py")
     wanted = form.encoder_fingerprint if form else None

@@ -13,6 +13,8 @@ from torch import nn
 from core.config import Config
 from vla.backbones.interface import Backbone
 
+NOTHING_TO_ADAPT = "lora is set, but this backbone has fresh weights; adapters need pretrained ones: leave lora out"
+
 
 class LoraConfig(Config):
     """Adapters; the defaults are the published ones."""

@@ -16,9 +16,6 @@ from vla.checkpoint import WEIGHTS, load, local
 from vla.images import Eye
 from vla.prompt import prompt
 
-FRAME_SIZE = 224
-"""Pixels of the images that are asked of a simulator where the policy takes any."""
-
 
 class VlaPolicy:
     """Acts on camera images and an instruction."""
@@ -42,7 +39,7 @@ class VlaPolicy:
         self.action_space = ActionSpace(**facts["action_space"])
         self.cameras = self.description.shown
         form = self.description.images
-        self.image_size = form.encoder.image_size if form.encoder else (form.size or (FRAME_SIZE,))[0]
+        self.image_size = form.encoder.image_size if form.encoder else max(form.size)
         self.fingerprint = fingerprint_of_file(Path(directory) / WEIGHTS)
         self.device = default_device()
         self.eye = Eye(form, self.device)
@@ -50,7 +47,12 @@ class VlaPolicy:
         self.use_bf16 = bf16_is_fast(self.device)
 
     def reset(self, instruction: str, seed: int) -> None:
-        """Start an episode."""
+        """Start an episode.
+
+        Raises:
+            PromptError: the instruction is empty or far too long.
+        """
+        prompt(instruction)
         self.instruction = instruction
         self.history: deque[list[int]] = deque(maxlen=self.description.history)
         self.generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.checkpoint import TrainingState
-from core.config import Config
+from core.config import Config, ConfigError
 from core.frame_cache import FramesConfig
 from core.labels import LabelsError, LatentLabels
 from core.loading import Batch
@@ -21,7 +21,7 @@ from vla.checkpoint import VlaDescription, new_tokens, save
 from vla.dataset import LatentDataset, Source
 from vla.images import CachedFeatures, Frames, open_images
 from vla.label_table import LabelTable
-from vla.lora import LoraConfig, add_adapters
+from vla.lora import NOTHING_TO_ADAPT, LoraConfig, add_adapters
 from vla.model import VisionLanguageActionModel
 from vla.parts import BACKBONES, Part, find
 from vla.prompt import prompt
@@ -130,6 +130,8 @@ def pretrain(config: PretrainVlaConfig) -> None:
 def _given(config: PretrainVlaConfig) -> Given:
     """Open what the run is pointed at, and refuse what does not fit together."""
     kind, _ = find(config.backbone, BACKBONES)
+    if config.lora and not kind.comes_pretrained:
+        raise ConfigError(NOTHING_TO_ADAPT)
     store = Store.open(config.store)
     file = Path(config.labels) / "labels.safetensors"
     labels = LatentLabels.load(file)

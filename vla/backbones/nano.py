@@ -42,7 +42,6 @@ class NanoBackbone(CausalBackbone):
     """  # noqa: D205
 
     reads_features, comes_pretrained = True, False
-    untrained = ("reduce", "project")
 
     def __init__(self, config: NanoConfig, setting: Setting, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(LlamaForCausalLM(_language_config(config, len(tokenizer))), tokenizer)
