@@ -134,8 +134,11 @@ class TrainingState:
         average: list[Tensor],
         buffers: list[dict[str, Tensor]],
     ) -> None:
-        """Replace the file by the state after `step` optimiser steps; `buffers` are those of each process."""
-        tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+        """Replace the file by the state after `step` optimiser steps; `buffers` are those of each process.
+
+        Weights that are frozen are left out: whoever goes on has them already.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in _trained(module).items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
         tensors |= {f"average.{index}": tensor for index, tensor in enumerate(average)}
@@ -166,7 +169,9 @@ class TrainingState:
         for name, tensor in read_tensors(self.path).items():
             kind, _, rest = name.partition(".")
             groups[kind][rest] = tensor
-        load_weights(module, groups["model"], str(self.path))
+        whole = module.state_dict()
+        frozen = {name: whole[name] for name in whole if name not in _trained(module)}
+        load_weights(module, frozen | groups["model"], str(self.path))
         own = {name[len(f"{rank}.") :]: t for name, t in groups["buffers"].items() if name.startswith(f"{rank}.")}
         module.load_state_dict(own, strict=False)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -212,6 +217,13 @@ class TrainingState:
         return {int(file.name.split(".")[1]): file for file in files} | {
             int(path.name.rpartition("-")[2]): path for path in self.sharded()
         }
+
+
+def _trained(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What training changes: `state_dict` without frozen parameters."""
+    named = module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
 
 def _delete(path: Path) -> None:

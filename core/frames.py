@@ -72,6 +72,7 @@ class FeatureCache:
         self.views = tuple(manifest["config"]["views"])
         self.encoder_config = EncoderConfig(**manifest["config"]["encoder"])
         self.pool: int = manifest["config"]["pool"]
+        self.components: int = manifest["config"]["components"]
         self.grid = Grid(summary["grid_rows"], summary["grid_cols"])
         self.num_patches = self.grid.rows * self.grid.cols
         self.dim: int = summary["dim"]

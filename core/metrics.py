@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from core.run import say, write_text
+from core.throughput import TIMINGS, Throughput
 
 
 class MetricsLog:
@@ -31,7 +31,7 @@ class MetricsLog:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
-        self.last_step, self.since = first_step, time.monotonic()
+        self.last_step = first_step
 
     def add_terms(self, terms: dict[str, Tensor]) -> None:
         """Loss terms of one micro-step."""
@@ -39,16 +39,15 @@ class MetricsLog:
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
         self.terms_added += 1
 
-    def flush(self, step: int) -> None:
-        """Write the line of `step`: the means of the terms, and the latest of each fact since the last line."""
+    def flush(self, step: int, throughput: Throughput) -> None:
+        """Write the line of `step`: means of the terms, the latest of each fact since the last line, the throughput."""
         means = {name: value / self.terms_added for name, value in self.sums.items()}
         if self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(means, reduction="mean")
-        rate = (step - self.last_step) / (time.monotonic() - self.since)
         measured = {name: value.item() for name, value in means.items()}
-        self.write({"step": step, **measured, **self.facts, "steps_per_s": round(rate, 3)})
+        self.write({"step": step, **measured, **self.facts, **throughput.line(step - self.last_step)})
         self.sums, self.facts, self.terms_added = {}, {}, 0
-        self.last_step, self.since = step, time.monotonic()
+        self.last_step = step
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line; what is no number in it is left out of trackers."""
@@ -61,7 +60,7 @@ class MetricsLog:
 
     def _remember(self, line: dict[str, Any]) -> dict[str, float]:
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
-        self.latest |= {name: value for name, value in numbers.items() if name not in ("step", "steps_per_s")}
+        self.latest |= {name: value for name, value in numbers.items() if name not in ("step", *TIMINGS)}
         return numbers
 
 

@@ -194,8 +194,8 @@ class Statistics:
         return ((values - np.array(self.mean)) / self.scale).astype(np.float32)
 
     def denormalise(self, values: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
-        """The inverse of `normalise`."""
-        return (values * self.scale + np.array(self.mean)).astype(np.float32)
+        """The inverse of `normalise`; a dimension that never changed keeps its value, whatever is answered for it."""
+        return (values * self._still(self.scale) + np.array(self.mean)).astype(np.float32)
 
     def to_unit(self, values: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
         """The outer quantiles (1 % and 99 %) at -1 and 1; dimensions that never changed at 0."""
@@ -203,9 +203,12 @@ class Statistics:
         return ((values - middle) / reach).astype(np.float32)
 
     def from_unit(self, values: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
-        """The inverse of `to_unit`."""
+        """The inverse of `to_unit`; a dimension that never changed keeps its value, whatever is answered for it."""
         middle, reach = self._middle_and_reach()
-        return (values * reach + middle).astype(np.float32)
+        return (values * self._still(reach) + middle).astype(np.float32)
+
+    def _still(self, gain: Float[np.ndarray, " dims"]) -> Float[np.ndarray, " dims"]:
+        return np.where(np.array(self.low) == np.array(self.high), 0.0, gain)
 
     def _middle_and_reach(self) -> tuple[Float[np.ndarray, " dims"], Float[np.ndarray, " dims"]]:
         """A dimension whose quantiles agree though it changed (a gripper that closes once) is mapped by its range."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from core.loading import Dataset, StepBatches, in_order
 from core.metrics import MetricsLog, start_tracker
 from core.run import Stage
 from core.stopping import StopSignal
+from core.throughput import Measured, Throughput
 from core.zero import ZeroState, build_models_whole, is_zero, make_plain, make_plugin, own_weights, wants_zero
 
 
@@ -221,6 +223,8 @@ class _Loop:
         if config.tracker != "none":
             start_tracker(accelerator, config.tracker, str(stage.record["name"]), config.model_dump(mode="json"))
         self.metrics = MetricsLog(stage.path / "metrics.jsonl", self.first_step, accelerator)
+        samples = config.batch_size * config.gradient_accumulation * accelerator.num_processes
+        self.throughput = Throughput(samples, accelerator.num_processes, accelerator.device)
 
     def steps(self) -> Any:
         self.progress = tqdm(
@@ -244,11 +248,14 @@ class _Loop:
         self._update_average(step)
         self.metrics.facts |= {"learning_rate": learning_rate} | (after_step(step) if after_step else {})
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            self.metrics.flush(step + 1)
+            self.metrics.flush(step + 1, self.throughput)
             self.progress.set_postfix(loss=f"{self.metrics.latest['loss']:.4f}")
 
     def _micro_step(self, micro: int) -> dict[str, Tensor]:
+        asked = time.monotonic()
         loaded = next(self.batches)
+        work = self.plain.work(loaded.batch) if isinstance(self.plain, Measured) else None
+        self.throughput.add(time.monotonic() - asked, work)
         indices = loaded.indices
         batch = {name: values.to(self.accelerator.device) for name, values in loaded.batch.items()}
         torch.manual_seed(loaded.seed)

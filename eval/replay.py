@@ -69,7 +69,7 @@ class DimensionError(NamedTuple):
     nmse: float | None
     """Squared error as a share of the variance; 1: no better than always the mean. None: it never changes."""
     nmse_ci95: tuple[float, float] | None
-    """Episodes resampled."""
+    """Episodes resampled; None with one episode."""
     mean_error: float
     """Mean absolute error, in the unit of the dimension."""
     true_range: tuple[float, float]
@@ -83,7 +83,7 @@ def check(policy: Policy, store: Store, config: ReplayConfig) -> dict[str, Any]:
         ReplayError: the recordings have other actions or cameras than the policy.
     """
     require_fit(policy, store)
-    records = chosen(store, config.episodes)
+    records = chosen(store, config.episodes, policy.cameras)
     replays = list(tqdm(replayed(policy, store, records, config.every), total=len(records), unit="episode"))
     space, units = policy.action_space, policy.action_space.units
     errors = errors_of(replays, space)
@@ -96,6 +96,7 @@ def check(policy: Policy, store: Store, config: ReplayConfig) -> dict[str, Any]:
         "data": config.data,
         "store_fingerprint": store.fingerprint,
         "episodes": [replay.name for replay in replays],
+        "split": sorted({record.split for record in records}),
         "steps": sum(len(replay.pairs()[0]) for replay in replays),
         "dimensions": [error._asdict() for error in errors],
         "warnings": warnings,
@@ -125,17 +126,30 @@ def require_fit(policy: Policy, store: Store) -> None:
             raise ReplayError(
                 f"the policy's actions have {key} {getattr(ours, key)}, those of {store.path} {getattr(theirs, key)}"
             )
+    hz = getattr(policy, "control_hz", store.info.control_hz)
+    if abs(hz - store.info.control_hz) > 0.01 * hz:
+        raise ReplayError(
+            f"the policy was trained at {hz:g} Hz, {store.path} was recorded at {store.info.control_hz:g} Hz"
+        )
     if missing := [camera for camera in policy.cameras if camera not in store.info.views]:
         raise ReplayError(
             f"the policy sees {list(policy.cameras)}; {store.path} lacks {missing}, it has {list(store.info.views)}"
         )
 
 
-def chosen(store: Store, number: int) -> list[EpisodeRecord]:
-    """Labelled held-out episodes, or all where none is held out, spread evenly."""
-    found = store.select(split="held_out", is_labelled=True) or store.select(is_labelled=True)
+def chosen(store: Store, number: int, cameras: Sequence[str]) -> list[EpisodeRecord]:
+    """Labelled held-out episodes that these cameras saw, or all where none is held out, spread evenly.
+
+    Raises:
+        ReplayError: there is none.
+    """
+    seen = [record for record in store.select(is_labelled=True) if set(cameras) <= set(record.views)]
+    found = [record for record in seen if record.split == "held_out"]
+    if seen and not found:
+        say("warning: nothing is held out, so these are episodes that the policy may have been trained on")
+    found = found or seen
     if not found:
-        raise ReplayError(f"{store.path} has no labelled episode")
+        raise ReplayError(f"{store.path} has no labelled episode that the cameras {list(cameras)} saw")
     return [found[place] for place in np.unique(np.linspace(0, len(found) - 1, number).astype(int))]
 
 
@@ -167,7 +181,9 @@ def errors_of(replays: Sequence[Replay], space: ActionSpace) -> list[DimensionEr
         if moves[d]:
             nmse = float(squares[:, d].sum() / spread[:, d].sum())
             shares = squares[draws, d].sum(1) / np.maximum(spread[draws, d].sum(1), 1e-12)
-            interval = (float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975)))
+            interval = (
+                None if len(pairs) < 2 else (float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975)))
+            )
         ranges = [(float(values[:, d].min()), float(values[:, d].max())) for values in (true, predicted)]
         found.append(DimensionError(name, nmse, interval, float(np.abs(predicted - true)[:, d].mean()), *ranges))
     return found

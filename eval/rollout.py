@@ -47,9 +47,14 @@ def rollout(
     policy instead of the true one, which is judged all the same.
 
     Raises:
-        RolloutError: the action spaces differ, a camera is missing, an action is not finite or of wrong width.
+        RolloutError: the action spaces or control rates differ, a camera is missing, an action is not finite or of wrong width.
     """
     require_same_meaning(policy.action_space, benchmark.action_space)
+    trained_hz = getattr(policy, "control_hz", benchmark.control_hz)
+    if abs(trained_hz - benchmark.control_hz) > 0.01 * benchmark.control_hz:
+        raise RolloutError(
+            f"the policy was trained at {trained_hz:g} Hz, the benchmark runs at {benchmark.control_hz:g} Hz"
+        )
     true_instruction = benchmark.reset(seed)
     told = true_instruction if instruction is None else instruction
     policy.reset(told, seed)

@@ -31,6 +31,7 @@ NEED_TORCH = {
         "metrics",
         "reduction",
         "stopping",
+        "throughput",
         "training",
         "vision",
         "zero",

@@ -14,6 +14,7 @@ from torch import nn
 from core.checkpoint import CheckpointError, TrainingState, read_tensors, save_tensors
 from core.run import Stage
 from core.sampling import batch_indices
+from core.throughput import Work
 from core.training import TrainingConfig, TrainingError, fit, learning_rate_at, make_accelerator
 
 
@@ -364,3 +365,22 @@ def test_two_processes_agree_and_see_different_halves_of_the_batch(tmp_path):
     assert any(not torch.equal(two[name], one[name]) for name in one)
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 6]
+
+
+class Sized(Model):
+    """Says how much work a batch is."""
+
+    def work(self, batch):
+        return Work(tokens=3 * len(batch["x"]), flops=5e9 * len(batch["x"]))
+
+
+def test_every_line_of_metrics_says_how_fast_it_was_and_what_held_it_up(tmp_path):
+    train(tmp_path / "run", Sized(), steps=8, log_every=4)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["samples_per_s"] == pytest.approx(8 * line["steps_per_s"], rel=1e-3)
+        assert line["tokens_per_s"] == pytest.approx(3 * line["samples_per_s"], rel=1e-3)
+        assert line["tflops_per_s"] == pytest.approx(5e-3 * line["samples_per_s"], rel=1e-2)
+        assert 0 <= line["data_wait_share"] < 1
+        assert 0.05 < line["memory_gb"] < 50
+        assert "mfu" not in line

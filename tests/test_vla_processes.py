@@ -43,7 +43,7 @@ SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zer
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A pretraining under each launcher; with `killed`, after a SIGKILL in the middle."""
+    """A pretraining under each launcher."""
     folder = tmp_path_factory.mktemp("runs")
     store = pushes_store(folder / "store")
     (folder / "labels").mkdir()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from core.labels import LatentLabels
+from core.labels import LabelsError, LatentLabels
 from core.loading import Batch
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
@@ -64,6 +64,9 @@ class Source(NamedTuple):
 class LatentDataset:
     """What cameras saw, what was to be done, and the latent action that followed.
 
+    Raises:
+        LabelsError: the split has no such sample.
+
     Each labelled camera is a sample of its own; or, where several `views` are named, a transition is, seen by all of
     them, with the label of the first.
     """
@@ -79,6 +82,11 @@ class LatentDataset:
         self.views = labels.views[chosen][:, None]
         if views:
             self.views = np.broadcast_to(np.arange(len(views)), (len(self.codes), len(views)))
+        if not len(self):
+            raise LabelsError(
+                f"no labelled transition of the cameras {list(self.names)} lies in a {split} episode; hold episodes "
+                "out with scripts/split_episodes.py, label more with scripts/label_latents.py, or name other views"
+            )
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -114,27 +122,28 @@ class DemonstrationDataset:
         self._lengths = np.array([record.length for record in records])
         self._ends = np.cumsum(self._lengths)
         self._episode = lru_cache(maxsize=max(1, KEPT_FRAMES // int(self._lengths.max())))(self._read)
-        self._places = np.arange(int(self._ends[-1]))
-        if labels is not None:
-            self._places = self._places[labels.has(*self._located(self._places))]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return int(self._ends[-1])
 
     def locate(self, indices: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Episode and frame of each sample."""
-        return self._located(self._places[indices])
-
-    def _located(self, places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        rows = np.searchsorted(self._ends, places, side="right")
-        return self._numbers[rows], places - (self._ends - self._lengths)[rows]
+        rows = np.searchsorted(self._ends, indices, side="right")
+        return self._numbers[rows], indices - (self._ends - self._lengths)[rows]
 
     def batch(self, indices: Int[np.ndarray, " batch"], generator: np.random.Generator) -> Batch:
-        """What the backbone takes, `senses`, `actions` (batch, horizon, dims), which are `valid`, and any `codes`."""
+        """What the backbone takes, `senses`, `actions` (batch, horizon, dims), which of them are `valid`.
+
+        With labels also `codes`, and which samples are `labelled`: near its end an episode has none.
+        """
         episodes, frames = self.locate(indices)
         cameras = np.broadcast_to(np.arange(len(self.views)), (len(indices), len(self.views)))
-        codes = {} if self.labels is None else {"codes": torch.from_numpy(self.labels.of(episodes, frames)).long()}
-        return self.source.inputs(cameras, self.views, episodes, frames) | self.values(episodes, frames) | codes
+        told: Batch = {}
+        if self.labels is not None:
+            labelled = self.labels.has(episodes, frames)
+            codes = np.where(labelled[:, None], self.labels.of(episodes, frames), 0)
+            told = {"codes": torch.from_numpy(codes).long(), "labelled": torch.from_numpy(labelled)}
+        return self.source.inputs(cameras, self.views, episodes, frames) | self.values(episodes, frames) | told
 
     def values(self, episodes: Int[np.ndarray, " batch"], frames: Int[np.ndarray, " batch"]) -> dict[str, Tensor]:
         """`senses`, `actions`, and which of these lie in the episode (`valid`), without images."""

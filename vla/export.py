@@ -31,6 +31,8 @@ class ExportConfig(Config):
     """Identifier for the card, such as apache-2.0; empty: the card says that it is not stated."""
     push: str = ""
     """OWNER/NAME on the hub to upload the folder to; needs a login there (`hf auth login`)."""
+    private: bool = True
+    """Whether a repository that is made for it is private."""
 
 
 def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
@@ -48,9 +50,10 @@ def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
     if description.lora is not None and config.merge:
         merge(model.backbone)
         description = description.model_copy(update={"lora": None, "base": "", "base_fingerprint": ""})
-    if description.lora is not None and description.base:
+    borrowed = [description.base, *map(str, description.backbone.options.values())]
+    if description.lora is not None and (here := [place for place in borrowed if place and Path(place).exists()]):
         raise CheckpointError(
-            f"{config.policy} holds adapters of {description.base}, which others do not have; add --merge true"
+            f"{config.policy} holds adapters of {here[0]}, which others do not have; add --merge true"
         )
     temporary = out.with_name(f".{out.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,7 +68,7 @@ def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
     temporary.rename(out)
     say(f"export_policy: {out}, fingerprint {fingerprint}")
     if config.push:
-        _push(out, config.push)
+        _push(out, config)
     return out
 
 
@@ -126,13 +129,14 @@ def card(
     )
 
 
-def _push(folder: Path, name: str) -> None:
+def _push(folder: Path, config: ExportConfig) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    name = config.push
     try:
         api = HfApi()
-        api.create_repo(name, exist_ok=True)
+        api.create_repo(name, exist_ok=True, private=config.private)
         api.upload_folder(repo_id=name, folder_path=folder)
     except (OSError, HfHubHTTPError) as error:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from core.loading import Batch
 from core.run import fingerprint_of_file, say
 from core.statistics import Statistics
 from core.store import EpisodeRecord, Store
+from core.throughput import Work
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
 from vla.checkpoint import VlaDescription, make_head, new_tokens, save
 from vla.dataset import DemonstrationDataset, Source
@@ -27,7 +28,7 @@ from vla.lora import NOTHING_TO_ADAPT, LoraConfig, add_adapters
 from vla.model import VisionLanguageActionModel
 from vla.parts import HEADS, Part, find
 from vla.pretrain import history_table
-from vla.prompt import prompt
+from vla.prompt import prompts_of
 from vla.sources import Start, open_start, start_backbone
 from vla.training import Rates, rate_of, validate
 
@@ -46,6 +47,8 @@ class PolicyConfig(Config):
     """Of a released model: values of a latent code index."""
     num_tokens: int = Field(default=4, ge=0)
     """Of a released model: latent tokens of an action; 0: it knows none."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of a released model: options of its backbone, such as knows_latents of prismatic, image_size of hub."""
 
 
 class DemonstrationsConfig(Config):
@@ -103,9 +106,15 @@ class ActionObjective(nn.Module):
         super().__init__()
         self.model, self.latent_weight = model, latent_weight
 
+    def work(self, batch: Batch) -> Work:
+        """How much there is to do for a batch."""
+        return self.model.work(batch)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of a batch of `DemonstrationDataset`."""
-        terms = self.model.action_loss(batch, batch["senses"], batch["actions"], batch["valid"], batch.get("codes"))
+        terms = self.model.action_loss(
+            batch, batch["senses"], batch["actions"], batch["valid"], batch.get("codes"), batch.get("labelled")
+        )
         if "latent_loss" not in terms:
             return terms
         whole = terms["loss"] + self.latent_weight * terms["latent_loss"]
@@ -145,6 +154,8 @@ def finetune(config: FinetuneVlaConfig) -> None:
         backbone.use_checkpointing()
     checks = {"with_proprioception": reads_senses, "is_main": accelerator.is_main_process}
     held_out = held_out_demonstrations(given.store, given.records, given.views, **checks)
+    if not held_out and accelerator.is_main_process:
+        say("warning: nothing is held out, so validation is of training episodes; see scripts/split_episodes.py")
     sets = [
         _dataset(config, given, description, backbone, statistics, records)
         for records in (given.records, held_out or given.records)
@@ -181,11 +192,14 @@ def _given(config: FinetuneVlaConfig) -> Given:
     find(config.head, HEADS)
     data, policy = config.data, config.policy
     store = Store.open(data.path)
-    start = open_start(policy.path, policy.num_codes, policy.num_tokens, data.views)
+    start = open_start(policy.path, policy.num_codes, policy.num_tokens, data.views, policy.options)
+    if policy.fresh_weights and start.base is None:
+        raise FinetuneError("policy.fresh_weights leaves out latent pretraining of ours; of a released model it cannot")
+    _require_rates(config)
     if config.lora and (start.base is None or policy.fresh_weights) and not start.kind.comes_pretrained:
         raise FinetuneError(NOTHING_TO_ADAPT)
     views = data.views or start.description.shown
-    if not start.description.sees_one and len(views) != start.description.setting.views:
+    if len(views) != start.description.setting.views:
         raise FinetuneError(
             f"data.views names {len(views)} cameras, the model was trained on {start.description.setting.views}: "
             f"{list(start.description.views)}"
@@ -206,6 +220,11 @@ def _given(config: FinetuneVlaConfig) -> Given:
     elif start.description.history:
         raise FinetuneError("the model reads a history of latent actions; set data.labels to labels of these episodes")
     return Given(start, store, images, views, records, labels, inputs)
+
+
+def _require_rates(config: FinetuneVlaConfig) -> None:
+    if config.lora and not (config.rates.backbone and config.rates.untrained and config.rates.head):
+        raise FinetuneError("with lora, rates of 0 freeze what is to be saved; raise them, or leave lora out")
 
 
 def _require_labels(labels: LatentLabels, start: Start, view: str) -> None:
@@ -229,7 +248,7 @@ def _describe(config: FinetuneVlaConfig, given: Given, statistics: dict[str, Sta
             "views": given.views,
             "sees_one": False,
             "lora": config.lora,
-            "base": str(base) if base and not config.policy.fresh_weights else "",
+            "base": str(base) if config.lora and base and not config.policy.fresh_weights else "",
             "head": config.head,
             "horizon": config.horizon,
             "action_dims": given.store.info.action_space.dims,
@@ -242,11 +261,14 @@ def _warnings(config: FinetuneVlaConfig, given: Given, statistics: dict[str, Sta
     said = warnings_of(statistics, given.store)
     if config.proprioception and "proprioception" not in statistics:
         said.append(f"the head {config.head.name} reads no proprioception; the policy will not see any")
+    if given.labels and given.start.description.history:
+        steps = max(1, round(given.labels.info.gap_s * given.store.info.control_hz))
+        said.append(f"latent actions of the history are {steps} control steps apart; execute as many of each chunk")
     return said
 
 
 def _texts(given: Given) -> list[str]:
-    return [prompt(record.instruction) for record in given.records]
+    return prompts_of(given.records)
 
 
 def _dataset(

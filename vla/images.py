@@ -54,6 +54,16 @@ class CachedFeatures:
     """Patch features from a cache."""
 
     def __init__(self, cache: FeatureCache) -> None:
+        """Of a cache.
+
+        Raises:
+            FeaturesError: its features were projected, which cannot be done for what a policy sees.
+        """
+        if cache.components:
+            raise FeaturesError(
+                f"{cache.directory} holds principal components, which a policy cannot compute; cache features with "
+                "components: 0"
+            )
         self.cache = cache
         self.form = ImageForm(
             encoder=cache.encoder_config,
@@ -122,7 +132,13 @@ def open_images(
     cache = FeatureCache.open(features, store_fingerprint=store.fingerprint, encoder_fingerprint=wanted)
     for view in views:
         cache.require_view(view)
-    return CachedFeatures(cache)
+    found = CachedFeatures(cache)
+    if form and (found.form.pool, found.form.grid) != (form.pool, form.grid):
+        raise FeaturesError(
+            f"the model was shown features with pool {form.pool} (a grid of {form.grid}), {features} has pool "
+            f"{found.form.pool} ({found.form.grid}); cache them alike"
+        )
+    return found
 
 
 class Eye:

@@ -36,7 +36,7 @@ class LabelTable:
         return self._rows[self._starts[episodes] + frames] >= 0
 
     def of(self, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n tokens"]:
-        """Code indices."""
+        """Code indices; where there is no label, anything."""
         return self._codes[self._rows[self._starts[episodes] + frames]]
 
     def before(self, episodes: Int[np.ndarray, " n"], frames: Int[np.ndarray, " n"]) -> list[list[list[int]]]:

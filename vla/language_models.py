@@ -82,5 +82,9 @@ def _convert(folder: Path) -> None:
         made = Path(temporary) / folder.name
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
-        made.rename(folder)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was first
+                raise
     say(f"weights: {PACKAGE.requirement} converted to {folder}")

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.loading import Batch
+from core.throughput import Work
 from vla.backbones.interface import Backbone, BackboneOutput
 from vla.heads.interface import Head, Seen, TokenHead
 from vla.tokens import LatentTokens
@@ -29,6 +30,14 @@ class VisionLanguageActionModel(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
+    def work(self, batch: Batch) -> Work:
+        """Tokens of a batch, and operations as if each weight met each token: 4, and 2 more where it is trained."""
+        weights = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.backbone.parameters()]
+        whole, trained = sum(size for size, _ in weights), sum(size for size, is_trained in weights if is_trained)
+        others = len(batch["ids"]) * (self.backbone.extra_tokens + self.latents.num_tokens)
+        tokens = int(batch["mask"].sum()) + others
+        return Work(tokens, tokens * (4.0 * whole + 2.0 * trained))
+
     @property
     def latents(self) -> LatentTokens:
         """The map between codes and token ids."""
@@ -45,10 +54,12 @@ class VisionLanguageActionModel(nn.Module):
     def _latent_terms(
         self, logits: Float[Tensor, "batch positions vocabulary"], ids: Int[Tensor, "batch latent_tokens"]
     ) -> dict[str, Tensor]:
-        targets = torch.cat([ids, torch.full_like(ids[:, :1], self.latents.end_id)], dim=1)
+        """Of the latent tokens, and of the end where there is a position for it."""
+        ends = logits.shape[1] - ids.shape[1]
+        targets = torch.cat([ids, torch.full_like(ids[:, :ends], self.latents.end_id)], dim=1)
         logits = logits.float()
         loss = F.cross_entropy(logits.transpose(1, 2), targets)
-        right = (self.latents.legal(logits[:, :-1]).argmax(-1) == ids).float().mean(0)
+        right = (self.latents.legal(logits[:, : ids.shape[1]]).argmax(-1) == ids).float().mean(0)
         accuracies = {f"accuracy_{token}": value for token, value in enumerate(right)}
         return {"loss": loss, "accuracy": right.mean()} | accuracies
 
@@ -72,6 +83,8 @@ class VisionLanguageActionModel(nn.Module):
         self.eval()
         codes = self.think(inputs).codes
         self.train(was_training)
+        # Older versions of torch would go on with weights that were cast here, without gradients.
+        torch.clear_autocast_cache()
         return codes
 
     def action_loss(
@@ -81,15 +94,21 @@ class VisionLanguageActionModel(nn.Module):
         actions: Float[Tensor, "batch horizon dims"],
         mask: Bool[Tensor, "batch horizon"],
         codes: Int[Tensor, "batch latent_tokens"] | None = None,
+        labelled: Bool[Tensor, " batch"] | None = None,
     ) -> dict[str, Tensor]:
         """The head's loss in one pass over prompt, latent action and, where actions are tokens, these.
 
-        The latent action is the labelled one where there are `codes` (then `latent_loss` is among the terms), else the
+        The latent action is the one in `codes` where it is `labelled` (then `latent_loss` is among the terms), else the
         one that would be chosen in acting. Steps beyond the episode's end, False in `mask`, do not count.
         """
         assert self.head is not None, "this model was not fine-tuned"
-        ids = self.latents.ids(self.think_undisturbed(inputs) if codes is None else codes)
-        thought = ids.shape[1]
+        if codes is None or labelled is None:
+            chosen = self.think_undisturbed(inputs)
+        else:
+            own = codes if labelled.all() else self.think_undisturbed(inputs)
+            chosen = torch.where(labelled[:, None], codes, own)
+        ids = self.latents.ids(chosen)
+        thought, ends = ids.shape[1], not isinstance(self.head, TokenHead)
         if isinstance(self.head, TokenHead):
             words = self.head.tokens(actions, mask)
             out = self.backbone(inputs, torch.cat([ids, words.ids[:, :-1]], dim=1))
@@ -98,9 +117,11 @@ class VisionLanguageActionModel(nn.Module):
             out = self.backbone(inputs, ids)
             seen = Seen(out.image, out.hidden, senses)
             terms = self.head.loss(seen, actions, mask)
-        if codes is not None:
-            latent = self._latent_terms(out.logits[:, : thought + 1], ids)
+        if labelled is not None and labelled.any():
+            latent = self._latent_terms(out.logits[labelled, : thought + ends], ids[labelled])
             terms |= {f"latent_{name}": latent[name] for name in ("loss", "accuracy")}
+        elif labelled is not None:
+            terms |= {f"latent_{name}": out.logits.sum() * 0.0 for name in ("loss", "accuracy")}
         return terms
 
     def act(

@@ -14,6 +14,7 @@ from core.spaces import ActionSpace
 from core.statistics import Statistics
 from vla.checkpoint import WEIGHTS, load, local
 from vla.images import Eye
+from vla.lora import merge
 from vla.prompt import prompt
 
 
@@ -37,6 +38,9 @@ class VlaPolicy:
         if self.uses_proprioception:
             self.proprioception_statistics = Statistics.from_json(statistics.get("proprioception"))
         self.action_space = ActionSpace(**facts["action_space"])
+        self.control_hz: float = facts["control_hz"]
+        if self.description.lora is not None:
+            merge(self.model.backbone)
         self.cameras = self.description.shown
         form = self.description.images
         self.image_size = form.encoder.image_size if form.encoder else max(form.size)

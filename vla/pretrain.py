@@ -15,6 +15,7 @@ from core.labels import LabelsError, LatentLabels
 from core.loading import Batch
 from core.run import fingerprint_of_file, read_manifest
 from core.store import Store
+from core.throughput import Work
 from core.training import TrainingConfig, fit, make_accelerator, open_stage, uses_bf16
 from vla.backbones.interface import Setting
 from vla.checkpoint import VlaDescription, new_tokens, save
@@ -24,7 +25,7 @@ from vla.label_table import LabelTable
 from vla.lora import NOTHING_TO_ADAPT, LoraConfig, add_adapters
 from vla.model import VisionLanguageActionModel
 from vla.parts import BACKBONES, Part, find
-from vla.prompt import prompt
+from vla.prompt import prompts_of
 from vla.token_accuracy import token_accuracy
 from vla.training import Rates, rate_of, validate
 
@@ -71,6 +72,10 @@ class LatentObjective(nn.Module):
         super().__init__()
         self.model = model
 
+    def work(self, batch: Batch) -> Work:
+        """How much there is to do for a batch."""
+        return self.model.work(batch)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms of a batch of `LatentDataset`."""
         return self.model.latent_loss(batch, batch["codes"])
@@ -95,7 +100,8 @@ def pretrain(config: PretrainVlaConfig) -> None:
         return
     description = _describe(config, given)
     kind, options = find(config.backbone, BACKBONES)
-    texts = [prompt(record.instruction) for record in given.store.episodes]
+    labelled = sorted(set(given.labels.episodes.tolist()))
+    texts = prompts_of(given.store.episodes[number] for number in labelled)
     torch.manual_seed(config.training.seed)
     model = VisionLanguageActionModel(kind.fresh(options, description.setting, texts))
     if config.lora is not None:
@@ -132,6 +138,8 @@ def _given(config: PretrainVlaConfig) -> Given:
     kind, _ = find(config.backbone, BACKBONES)
     if config.lora and not kind.comes_pretrained:
         raise ConfigError(NOTHING_TO_ADAPT)
+    if config.lora and not (config.rates.backbone and config.rates.untrained):
+        raise ConfigError("with lora, rates of 0 freeze what is to be saved; raise them, or leave lora out")
     store = Store.open(config.store)
     file = Path(config.labels) / "labels.safetensors"
     labels = LatentLabels.load(file)

@@ -1,7 +1,8 @@
 """The words around an instruction, the same in pretraining, fine-tuning and acting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from core.store import EpisodeRecord
 from vla.tokens import latent_name
 
 LONGEST = 1000
@@ -31,3 +32,18 @@ def prompt(instruction: str, history: Sequence[Sequence[int]] = ()) -> str:
         )
     past = "".join(latent_name(code) for action in history for code in action)
     return f"{f'So far: {past} ' if past else ''}In: What action should the robot take to {text}?\nOut:"
+
+
+def prompts_of(records: Iterable[EpisodeRecord]) -> list[str]:
+    """Prompts of episodes.
+
+    Raises:
+        PromptError: one has no usable instruction; the message names it.
+    """
+    found = []
+    for record in records:
+        try:
+            found.append(prompt(record.instruction))
+        except PromptError as error:
+            raise PromptError(f"episode {record.episode_id}: {error}") from None
+    return found

@@ -1,14 +1,14 @@
 """What fine-tuning starts from: a checkpoint of ours, a released VLA, or any vision-language model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.checkpoint import CheckpointError, read_header
 from core.run import fingerprint_of_file
 from vla.backbones.interface import Backbone, Setting
-from vla.checkpoint import WEIGHTS, VlaDescription, whole_backbone
+from vla.checkpoint import WEIGHTS, VlaDescription, local, whole_backbone
 from vla.images import ImageForm
 from vla.parts import BACKBONES, Part, find
 
@@ -29,12 +29,15 @@ class Start(NamedTuple):
     """What the header of a checkpoint of ours says besides."""
 
 
-def open_start(path: str, num_codes: int, num_tokens: int, views: Sequence[str]) -> Start:
-    """Recognise what lies at `path`; the last three are for what is not ours, and says nothing about them.
+def open_start(
+    path: str, num_codes: int, num_tokens: int, views: Sequence[str], options: Mapping[str, Any] | None = None
+) -> Start:
+    """Recognise what lies at `path`, or has that name on the hub; all else is for what is not ours, and says no such.
 
     Raises:
         CheckpointError: nothing that could be fine-tuned is there.
     """
+    path = str(local(path))
     if (Path(path) / WEIGHTS).is_file() and (Path(path) / "backbone").is_dir():
         header = read_header(Path(path) / WEIGHTS)
         description = VlaDescription(**header.pop("description"))
@@ -47,7 +50,8 @@ def open_start(path: str, num_codes: int, num_tokens: int, views: Sequence[str])
     if Path(path).is_dir() and not file.is_file():
         raise CheckpointError(f"{path} holds no model: it has neither {WEIGHTS} with backbone/, nor config.json")
     named = json.loads(file.read_text()).get("model_type", "") if file.is_file() else ""
-    part = Part(name=RELEASED.get(named, "hub"), options={"path": path})
+    where = str(Path(path).resolve()) if Path(path).is_dir() else path
+    part = Part(name=RELEASED.get(named, "hub"), options={**(options or {}), "path": where})
     description = VlaDescription(
         images=ImageForm(),
         views=tuple(views),

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: rates of learning by part, validation, precision of frozen parts."""
+"""What pretraining and fine-tuning share: rates of learning by part, and validation."""
 
 from collections.abc import Callable
 

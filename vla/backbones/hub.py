@@ -52,6 +52,8 @@ class HubBackbone(Backbone):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.size = (options.image_size, options.image_size)
+        if hasattr(processor.image_processor, "do_image_splitting"):
+            processor.image_processor.do_image_splitting = False  # a frame is one picture, not seventeen
         self.width: int = model.config.get_text_config().hidden_size
         self.image_id: int = getattr(model.config, "image_token_id", None) or model.config.image_token_index
         self.counts_positions = hasattr(model.model, "rope_deltas")
@@ -69,7 +71,7 @@ class HubBackbone(Backbone):
         try:
             model = AutoModelForImageTextToText.from_pretrained(options.path, dtype=torch.float32)
             return cls(options, setting, model, AutoProcessor.from_pretrained(options.path))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise WeightsError(f"no vision-language model {options.path!r}: {str(error).splitlines()[0]}") from None
 
     @classmethod

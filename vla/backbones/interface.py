@@ -61,6 +61,9 @@ class Backbone(nn.Module):
     """Its parts for which there are no pretrained weights; adapters leave them whole."""
     width: int
     image_tokens: int
+    """Of a sample."""
+    extra_tokens: int = 0
+    """Those of them, and others, that are not among the ids of a prompt."""
     tokenizer: PreTrainedTokenizerBase
     latents: LatentTokens
 

@@ -45,7 +45,7 @@ class NanoBackbone(CausalBackbone):
 
     def __init__(self, config: NanoConfig, setting: Setting, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(LlamaForCausalLM(_language_config(config, len(tokenizer))), tokenizer)
-        self.image_tokens = setting.views * config.image_tokens
+        self.extra_tokens = self.image_tokens = setting.views * config.image_tokens
         rows, columns = setting.grid
         self.reduce = nn.Sequential(
             nn.LayerNorm(setting.feature_dim), nn.Linear(setting.feature_dim, config.patch_width), nn.GELU()

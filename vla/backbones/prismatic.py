@@ -67,7 +67,7 @@ class PrismaticBackbone(CausalBackbone):
             nn.GELU(),
             nn.Linear(self.width, self.width),
         )
-        self.image_tokens = views * vision.grid[0] * vision.grid[1]
+        self.extra_tokens = self.image_tokens = views * vision.grid[0] * vision.grid[1]
         self.knows_latents = False
         self.vision_form: dict[str, Any] = {}
 

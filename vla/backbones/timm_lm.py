@@ -6,7 +6,6 @@ DINOv2-S with SmolLM2-135M can be had without a model hub.
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from einops import rearrange, reduce
 from jaxtyping import Float, UInt8
 from pydantic import Field
@@ -53,7 +52,7 @@ class TimmLmBackbone(CausalBackbone):
             raise ValueError(
                 f"backbone.options.pool is {options.pool}, which does not divide the grid {self.vision.grid}"
             )
-        self.image_tokens = setting.views * (rows // options.pool) * (columns // options.pool)
+        self.extra_tokens = self.image_tokens = setting.views * (rows // options.pool) * (columns // options.pool)
         self.project = nn.Sequential(
             nn.LayerNorm(self.vision.width),
             nn.Linear(self.vision.width, self.width),
@@ -81,8 +80,7 @@ class TimmLmBackbone(CausalBackbone):
         self, images: UInt8[Tensor, "batch views high wide 3"]
     ) -> Float[Tensor, "batch image_tokens width"]:
         """Image tokens, camera by camera and row by row."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and next(self.vision.parameters()).requires_grad):
-            patches = self.vision(rearrange(images, "batch views h w c -> (batch views) h w c"))
+        patches = self.vision(rearrange(images, "batch views h w c -> (batch views) h w c"))
         rows, columns = self.vision.grid
         sizes = {"rows": rows // self.pool, "columns": columns // self.pool, "down": self.pool, "right": self.pool}
         patches = reduce(patches, "n (rows down columns right) dim -> n (rows columns) dim", "mean", **sizes)
