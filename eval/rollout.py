@@ -53,7 +53,8 @@ def rollout(
     trained_hz = getattr(policy, "control_hz", benchmark.control_hz)
     if abs(trained_hz - benchmark.control_hz) > 0.01 * benchmark.control_hz:
         raise RolloutError(
-            f"the policy was trained at {trained_hz:g} Hz, the benchmark runs at {benchmark.control_hz:g} Hz"
+            f"the policy was trained at {trained_hz:g} Hz, the benchmark runs at {benchmark.control_hz:g} Hz; finetune "
+            "the policy on demonstrations of this benchmark"
         )
     true_instruction = benchmark.reset(seed)
     told = true_instruction if instruction is None else instruction
