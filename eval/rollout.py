@@ -47,7 +47,7 @@ def rollout(
     policy instead of the true one, which is judged all the same.
 
     Raises:
-        RolloutError: the action spaces or control rates differ, a camera is missing, an action is not finite or of wrong width.
+        RolloutError: action spaces or control rates differ, a camera is missing, an action is not finite or too wide.
     """
     require_same_meaning(policy.action_space, benchmark.action_space)
     trained_hz = getattr(policy, "control_hz", benchmark.control_hz)

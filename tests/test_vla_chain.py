@@ -151,7 +151,8 @@ def test_what_does_not_fit_is_said_before_a_run_is_begun(store, labels, language
             "come from latent action model another lam",
             tuning(store, pretrained, out, {"labels": str(other)}),
         ),
-        (CheckpointError, "says nothing about cameras", tuning(store, "nobody/nothing", out)),
+        (CheckpointError, "there is no folder nobody/nothing", tuning(store, "nobody/nothing", out)),
+        (CheckpointError, "says nothing about cameras", tuning(store, other, out)),
         (CheckpointError, "holds no model", tuning(store, tmp_path, out, {"views": ["front"]})),
         (
             ConfigError,
