@@ -80,12 +80,7 @@ def card(
     results: Sequence[str],
 ) -> str:
     """The model card, README.md."""
-    space = facts["action_space"]
     name = config.push or Path(config.out).name
-    statistics = facts["statistics"]["actions"]
-    units = zip(space["names"], space["units"], statistics["q01"], statistics["q99"], strict=True)
-    dimensions = [f"| {dim} | {unit} | {low:.4g} to {high:.4g} |" for dim, unit, low, high in units]
-    summary, inputs = manifest.get("summary", {}), manifest.get("inputs", {})
     tags = ["robotics", "vision-language-action"]
     header = ["---", *([f"license: {config.licence}"] if config.licence else []), f"tags: {json.dumps(tags)}", "---"]
     return "\n".join(
@@ -100,22 +95,11 @@ def card(
             f'policy = load_policy("{name}")  # a folder, or its name on the hub',
             "```",
             "",
-            "| | |",
-            "|---|---|",
-            f"| sees | {', '.join(description.shown)} |",
-            f"| backbone | {description.backbone.name} |",
-            f"| head | {description.head.name if description.head else ''}, {description.horizon} actions a chunk |",
-            f"| control | {facts['control_hz']:g} Hz, {space['kind']}, in {space['frame']} |",
-            f"| demonstrations | {summary.get('demonstrations', 'unknown')} (store {inputs.get('store', 'unknown')}) |",
-            f"| latent actions of | {facts.get('lam_fingerprint', 'none')} |",
-            f"| weights | {manifest['fingerprint']} |",
-            f"| licence | {config.licence or 'not stated'} |",
+            *_what_it_is(config, description, facts, manifest),
             "",
             "## Actions",
             "",
-            "| dimension | unit | 1 % to 99 % of the demonstrations |",
-            "|---|---|---|",
-            *dimensions,
+            *_actions(facts),
             "",
             "## Instructions that it was trained on",
             "",
@@ -127,6 +111,31 @@ def card(
             "",
         ]
     )
+
+
+def _what_it_is(
+    config: ExportConfig, description: VlaDescription, facts: dict[str, Any], manifest: dict[str, Any]
+) -> list[str]:
+    space, summary, inputs = facts["action_space"], manifest.get("summary", {}), manifest.get("inputs", {})
+    return [
+        "| | |",
+        "|---|---|",
+        f"| sees | {', '.join(description.shown)} |",
+        f"| backbone | {description.backbone.name} |",
+        f"| head | {description.head.name if description.head else ''}, {description.horizon} actions a chunk |",
+        f"| control | {facts['control_hz']:g} Hz, {space['kind']}, in {space['frame']} |",
+        f"| demonstrations | {summary.get('demonstrations', 'unknown')} (store {inputs.get('store', 'unknown')}) |",
+        f"| latent actions of | {facts.get('lam_fingerprint', 'none')} |",
+        f"| weights | {manifest['fingerprint']} |",
+        f"| licence | {config.licence or 'not stated'} |",
+    ]
+
+
+def _actions(facts: dict[str, Any]) -> list[str]:
+    space, statistics = facts["action_space"], facts["statistics"]["actions"]
+    rows = zip(space["names"], space["units"], statistics["q01"], statistics["q99"], strict=True)
+    table = ["| dimension | unit | 1 % to 99 % of the demonstrations |", "|---|---|---|"]
+    return table + [f"| {dim} | {unit} | {low:.4g} to {high:.4g} |" for dim, unit, low, high in rows]
 
 
 def _push(folder: Path, config: ExportConfig) -> None:

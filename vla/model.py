@@ -98,13 +98,15 @@ class VisionLanguageActionModel(nn.Module):
     ) -> dict[str, Tensor]:
         """The head's loss in one pass over prompt, latent action and, where actions are tokens, these.
 
-        The latent action is the one in `codes` where it is `labelled` (then `latent_loss` is among the terms), else the
-        one that would be chosen in acting. Steps beyond the episode's end, False in `mask`, do not count.
+        The latent action is the one in `codes` where it is `labelled` (everywhere, if that is not said; then `latent_loss`
+        is among the terms), else the one that would be chosen in acting. Steps beyond the episode's end, False in `mask`,
+        do not count.
         """
         assert self.head is not None, "this model was not fine-tuned"
-        if codes is None or labelled is None:
+        if codes is None:
             chosen = self.think_undisturbed(inputs)
         else:
+            labelled = torch.ones_like(codes[:, 0], dtype=torch.bool) if labelled is None else labelled
             own = codes if labelled.all() else self.think_undisturbed(inputs)
             chosen = torch.where(labelled[:, None], codes, own)
         ids = self.latents.ids(chosen)
@@ -117,10 +119,13 @@ class VisionLanguageActionModel(nn.Module):
             out = self.backbone(inputs, ids)
             seen = Seen(out.image, out.hidden, senses)
             terms = self.head.loss(seen, actions, mask)
-        if labelled is not None and labelled.any():
+        if codes is None:
+            return terms
+        assert labelled is not None
+        if labelled.any():
             latent = self._latent_terms(out.logits[labelled, : thought + ends], ids[labelled])
             terms |= {f"latent_{name}": latent[name] for name in ("loss", "accuracy")}
-        elif labelled is not None:
+        else:
             terms |= {f"latent_{name}": out.logits.sum() * 0.0 for name in ("loss", "accuracy")}
         return terms
 
