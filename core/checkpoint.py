@@ -114,8 +114,8 @@ class TrainingState:
     Random draws are functions of (seed, step, rank), so that no generator state has to be kept.
 
     The newest is `training_state.safetensors`; older ones that are kept have their step in the name, and a run goes on
-    from one that is given the name of the newest. Under DeepSpeed each is a directory `training_state-STEP`
-    (core.zero), and a run goes on from the last one.
+    from one that is given the name of the newest. Under DeepSpeed and FSDP each is a directory `training_state-STEP`
+    (core.sharded_state), and a run goes on from the last one.
     """
 
     def __init__(self, path: str | Path, keeps_every: int = 0) -> None:
@@ -160,7 +160,7 @@ class TrainingState:
             CheckpointError: it was saved by another number of processes, or of another model or average.
         """
         if self.sharded():
-            raise CheckpointError(f"{self.sharded()[-1]} was saved under DeepSpeed; go on with that launcher")
+            raise CheckpointError(f"{self.sharded()[-1]} was saved under DeepSpeed or FSDP; go on with that launcher")
         if not self.path.is_file():
             return 0
         header = read_header(self.path)
@@ -183,7 +183,7 @@ class TrainingState:
         return int(header["step"])
 
     def sharded(self) -> list[Path]:
-        """Directories of states that DeepSpeed saved (core.zero), newest last."""
+        """Directories of states that were saved in shards, newest last."""
         found = self.path.parent.glob(f"{self.path.stem}-*")
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 

@@ -194,18 +194,33 @@ def say(line: str) -> None:
 def run_script(main: Callable[[], None]) -> None:
     """Run an entry point: mistakes of the caller end in one sentence and status 1, Ctrl-C in status 130.
 
-    `MVP_LAM_TRACEBACK=1` in the environment shows where an error came from.
+    `MVP_LAM_TRACEBACK=1` in the environment shows where an error came from. Of several processes the sentence names
+    the one, and torchrun ends with the traceback of the first that failed.
     """
     try:
-        main()
+        _told_to_launcher(main)()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         raise SystemExit(130) from None
     except (ValueError, FileNotFoundError, PermissionError, RuntimeError, OSError) as error:
         if os.environ.get("MVP_LAM_TRACEBACK"):
             raise
-        say(f"{Path(sys.argv[0]).name}: {_explain(error)}")
+        say(f"{Path(sys.argv[0]).name}: {_rank()}{_explain(error)}")
         raise SystemExit(1) from None
+
+
+def _told_to_launcher(main: Callable[[], None]) -> Callable[[], Any]:
+    """`main`, whose error also goes to the file that torchrun reads it from."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return main
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(main)
+
+
+def _rank() -> str:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return f"rank {os.environ.get('RANK')} of {processes}: " if processes > 1 else ""
 
 
 def _explain(error: BaseException) -> str:

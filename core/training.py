@@ -1,5 +1,6 @@
 """The one training loop: any model whose forward answers its losses, on one process or many, resumable to the bit."""
 
+import importlib.util
 import os
 import sys
 import time
@@ -19,9 +20,11 @@ from tqdm import tqdm
 from core.checkpoint import TrainingState
 from core.config import Config
 from core.device import bf16_is_fast, choose_attention_kernel, default_device
+from core.fsdp import FsdpState, all_of, end_sharding, is_fsdp, make_fsdp_plugin, shard_blocks, shard_on_cpu, wants_fsdp
 from core.loading import Dataset, StepBatches, in_order
 from core.metrics import MetricsLog, start_tracker
 from core.run import Stage
+from core.sharded_state import ShardedState
 from core.stopping import StopSignal
 from core.throughput import Measured, Throughput
 from core.zero import ZeroState, build_models_whole, is_zero, make_plain, make_plugin, own_weights, wants_zero
@@ -89,22 +92,23 @@ def make_accelerator(config: TrainingConfig, directory: Path, skips_parameters: 
     `skips_parameters`: the loss may leave some parameters out, which costs several processes a search for them.
 
     Raises:
-        TrainingError: several processes were launched that do not see each other, or DeepSpeed without a launcher.
+        TrainingError: several processes were launched that do not see each other, or shards without a launcher, or the
+            tracker is not installed.
         ZeroError: the launcher's DeepSpeed settings contradict the training's.
+        FsdpError: the launcher's FSDP settings do.
     """
     device = default_device()
     choose_attention_kernel(device)
-    on_cpu, zero = device.type == "cpu", wants_zero()
+    on_cpu, zero, fsdp = device.type == "cpu", wants_zero(), wants_fsdp()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if zero and "LOCAL_RANK" not in os.environ:
-        raise TrainingError(
-            "ACCELERATE_USE_DEEPSPEED is set, but no launcher; start with torchrun or accelerate launch"
-        )
+    _require_what_is_asked_for(config, zero, fsdp)
     handlers: list[Any] = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and "LOCAL_RANK" in os.environ else []
     options: dict[str, Any] = {"mixed_precision": "bf16" if uses_bf16(config) else "no"}
     if zero:
         sizes = (config.batch_size, config.gradient_accumulation, config.clip_norm)
         options = {"mixed_precision": "no", "deepspeed_plugin": make_plugin(*sizes, bf16=uses_bf16(config))}
+    elif fsdp:
+        options = {"mixed_precision": "no", "fsdp_plugin": make_fsdp_plugin()}
     else:
         # Each process keeps its own buffers (counts of what it saw); the training state has them all.
         handlers.append(DistributedDataParallelKwargs(find_unused_parameters=skips_parameters, broadcast_buffers=False))
@@ -118,7 +122,9 @@ def make_accelerator(config: TrainingConfig, directory: Path, skips_parameters: 
         project_dir=str(directory),
         **options,
     )
-    if accelerator.num_processes != launched or zero != is_zero(accelerator):
+    if fsdp and on_cpu:
+        shard_on_cpu(accelerator, options["fsdp_plugin"])
+    if accelerator.num_processes != launched or (zero, fsdp) != (is_zero(accelerator), is_fsdp(accelerator)):
         raise TrainingError(
             f"{launched} processes were launched but each trains alone; on a CPU start them with torchrun "
             "--nproc_per_node N instead of accelerate launch --num_processes N"
@@ -126,6 +132,16 @@ def make_accelerator(config: TrainingConfig, directory: Path, skips_parameters: 
     if zero:
         build_models_whole()
     return accelerator
+
+
+def _require_what_is_asked_for(config: TrainingConfig, zero: bool, fsdp: bool) -> None:
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise TrainingError(
+            f"training.tracker is {config.tracker}, which is not installed; pip install it, or use none"
+        )
+    if (zero or fsdp) and "LOCAL_RANK" not in os.environ:
+        asked = "ACCELERATE_USE_DEEPSPEED" if zero else "ACCELERATE_USE_FSDP"
+        raise TrainingError(f"{asked} is set, but no launcher; start with torchrun or accelerate launch")
 
 
 def uses_bf16(config: TrainingConfig) -> bool:
@@ -167,10 +183,10 @@ def fit(
 ) -> dict[str, float]:
     """Train `model`, whose `forward(batch)` answers a dict of scalars with "loss" among them, in place.
 
-    Leaves the whole (averaged) weights in `model`, on every process and also under DeepSpeed, and answers the last
-    logged and validation metrics; the last validation is that of these weights. `after_step` runs once an optimiser
-    step, on every process; what it answers is logged, lists too. `learning_rate_scale` answers a factor for a
-    parameter's name, 0 freezes it.
+    Leaves the whole (averaged) weights in `model`, on every process and also under DeepSpeed and FSDP, and answers the
+    last logged and validation metrics; the last validation is that of these weights. `after_step` runs once an
+    optimiser step, on every process; what it answers is logged, lists too. `learning_rate_scale` answers a factor for
+    a parameter's name, 0 freezes it.
 
     Raises:
         TrainingError: a loss or gradient is not finite; the message names the step, the terms and the samples.
@@ -209,22 +225,33 @@ class _Loop:
         self.plain = model
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
         optimizer = kind(_groups(model, config, learning_rate_scale), betas=config.betas, fused=True)
+        if is_fsdp(accelerator):
+            shard_blocks(model, accelerator)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average: list[Tensor] = []
         if config.average_decay:
             self.average = [tensor.detach().float().clone() for tensor in self._weights()]
         self.state = TrainingState.of(stage.path, config.keep_every)
-        self.sharded = ZeroState(self.state, self.model, accelerator) if is_zero(accelerator) else None
+        self.sharded = self._sharded_state()
         self.first_step = self._load()
         where = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
         batches = StepBatches(dataset, seed=config.seed, batch_size=config.batch_size, **where)
         micros = range(self.first_step * config.gradient_accumulation, config.steps * config.gradient_accumulation)
         self.batches = in_order(batches, micros, config.loader_workers)
         if config.tracker != "none":
-            start_tracker(accelerator, config.tracker, str(stage.record["name"]), config.model_dump(mode="json"))
+            # TensorBoard takes no lists.
+            settings = {n: v if isinstance(v, int | float | str) else str(v) for n, v in config.model_dump().items()}
+            start_tracker(accelerator, config.tracker, str(stage.record["name"]), settings)
         self.metrics = MetricsLog(stage.path / "metrics.jsonl", self.first_step, accelerator)
         samples = config.batch_size * config.gradient_accumulation * accelerator.num_processes
         self.throughput = Throughput(samples, accelerator.num_processes, accelerator.device)
+
+    def _sharded_state(self) -> ShardedState | None:
+        if is_zero(self.accelerator):
+            return ZeroState(self.state, self.model, self.accelerator)
+        if is_fsdp(self.accelerator):
+            return FsdpState(self.state, self.plain, self.accelerator, self.optimizer.optimizer)
+        return None
 
     def steps(self) -> Any:
         self.progress = tqdm(
@@ -260,15 +287,21 @@ class _Loop:
         batch = {name: values.to(self.accelerator.device) for name, values in loaded.batch.items()}
         torch.manual_seed(loaded.seed)
         with self.accelerator.accumulate(self.model):
-            terms = self.model(batch)
+            with self._autocast(is_fsdp(self.accelerator)):
+                terms = self.model(batch)
             self._require_finite("loss", micro, terms, indices)
             self.accelerator.backward(terms["loss"])
             if self.accelerator.sync_gradients:
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-                self._require_finite("gradient", micro, terms | {"gradient": torch.as_tensor(norm)}, indices)
+                norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
+                self._require_finite("gradient", micro, terms | {"gradient": all_of(norm)}, indices)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return {name: value.detach() for name, value in terms.items()}
+
+    def _autocast(self, is_wanted: bool = True) -> torch.autocast:
+        """Where accelerate and DeepSpeed leave it to us: in validation, and under FSDP."""
+        enabled = is_wanted and uses_bf16(self.config)
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     def _require_finite(self, name: str, micro: int, terms: dict[str, Tensor], indices: np.ndarray) -> None:
         """On all processes or on none, so that none waits for another that is gone."""
@@ -297,8 +330,7 @@ class _Loop:
 
     def validate(self, step: int, validate: Callable[[nn.Module], dict[str, float]]) -> None:
         self.plain.eval()
-        device = self.accelerator.device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config)):
+        with torch.no_grad(), self._autocast():
             measured = {f"validation_{name}": value for name, value in validate(self.plain).items()}
         self.metrics.write({"step": step, **measured})
 
@@ -331,8 +363,10 @@ class _Loop:
         """Leave the result in the model that was given."""
         for weights, average in zip(self._weights() if self.average else [], self.average, strict=True):
             weights.copy_(average)
-        if self.sharded:
+        if is_zero(self.accelerator):
             make_plain(self.plain, self.accelerator)
+        if is_fsdp(self.accelerator):
+            end_sharding(self.plain, self.accelerator)
 
     def close(self) -> dict[str, float]:
         self.plain.eval()

@@ -29,7 +29,7 @@ def worker_pool(
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _begin, (start, arguments))
     try:
-        with _interrupts_held():
+        with interrupts_held():
             for _ in range(workers):
                 executor.submit(int)  # each starts a process
         yield executor
@@ -43,8 +43,8 @@ def worker_pool(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started here do not see Ctrl-C before `_begin`: it would end each in a page about its imports."""
+def interrupts_held() -> Iterator[None]:
+    """Processes started here do not see Ctrl-C before they let it in: it would end each in a page about its imports."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -55,14 +55,14 @@ def _interrupts_held() -> Iterator[None]:
 def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it at once and silently; what was begun is done again
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # Processes fill the cores; threads of libraries in each would only get in their way.
     os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
     if start is not None:
         start(*arguments)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A parent that is killed cannot tell its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None

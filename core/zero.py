@@ -4,9 +4,9 @@ All functions here are for all processes together. DeepSpeed itself is imported 
 """
 
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +16,17 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from core.checkpoint import (
-    CheckpointError,
-    TrainingState,
-    copy_average,
-    read_header,
-    read_tensors,
-    require_processes,
-    save_tensors,
-)
+from core.checkpoint import TrainingState
+from core.fsdp import all_of, own_shard
+from core.sharded_state import ShardedState
 
 STAGES = (1, 2, 3)
 
 
 class ZeroError(RuntimeError):
-    """DeepSpeed settings that this training cannot use, or a state that could not be saved."""
+    """DeepSpeed settings that this training cannot use."""
 
 
 def is_zero(accelerator: Accelerator) -> bool:
@@ -87,14 +82,14 @@ def build_models_whole() -> None:
 
 
 def own_weights(optimizer: Any) -> list[Tensor]:
-    """The weights that this process' optimiser updates: all of them, or under ZeRO its shard of each group."""
+    """The weights that this process' optimiser updates: all of them, or its shards (under ZeRO one of each group)."""
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
         if hasattr(optimizer, name):
             return list(getattr(optimizer, name))
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [own_shard(parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+def _gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
     """A context in which the parameters can be read whole, also where ZeRO-3 keeps them in shards."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -107,13 +102,15 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def whole(parameter: nn.Parameter) -> Tensor:
     """A copy of all of a parameter, as the optimiser holds it."""
+    if isinstance(parameter, DTensor):
+        return all_of(parameter).clone()
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_get_full_fp32_param
 
         full = safe_get_full_fp32_param(parameter)
         if full is not None:
             return full.detach().clone()
-    with gathered([parameter]):
+    with _gathered([parameter]):
         return parameter.detach().clone()
 
 
@@ -127,6 +124,10 @@ def set_parameter(parameter: nn.Parameter, where: Bool[Tensor, "..."], values: F
     full[where] = values.to(full)
     if dist.is_available() and dist.is_initialized():
         dist.broadcast(full, 0)
+    if isinstance(parameter, DTensor):
+        shards = distribute_tensor(full, parameter.device_mesh, parameter.placements)
+        parameter.to_local().copy_(shards.to_local())
+        return
     if hasattr(parameter, "ds_id"):
         _set_sharded(parameter, full)
         return
@@ -159,84 +160,16 @@ def make_plain(module: nn.Module, accelerator: Accelerator) -> None:
         vars(part).pop("_original_parameters", None)
 
 
-class ZeroState:
-    """The training state under ZeRO: a directory a save, `training_state-STEP`, in DeepSpeed's format.
-
-    Beside it each process keeps its share of the moving average and its buffers.
-    """
+class ZeroState(ShardedState):
+    """The training state under ZeRO: weights and moments in DeepSpeed's format."""
 
     def __init__(self, state: TrainingState, engine: Any, accelerator: Accelerator) -> None:
-        self.state, self.engine, self.accelerator = state, engine, accelerator
-        self.file = f"process{accelerator.process_index}.safetensors"
+        super().__init__(state, engine.module, accelerator)
+        self.engine, self.sharding = engine, f"ZeRO-{int(engine.zero_optimization_stage())}"
 
-    def save(self, step: int, average: list[Tensor], buffers: dict[str, Tensor]) -> None:
-        """Write the state after `step` optimiser steps.
+    def _write(self, directory: Path) -> dict[str, Tensor]:
+        self.engine.save_checkpoint(str(directory), tag="engine", save_latest=False)
+        return {}
 
-        Raises:
-            ZeroError: it could not be written; the state of before is as it was.
-        """
-        final = self.state.path.with_name(f"{self.state.path.stem}-{step}")
-        temporary = final.with_name(f".{self.state.path.stem}.{step}")
-        try:
-            self.engine.save_checkpoint(str(temporary), tag="engine", save_latest=False)
-            tensors = {f"average.{index}": tensor for index, tensor in enumerate(average)}
-            tensors |= {f"buffers.{name}": tensor for name, tensor in buffers.items()}
-            save_tensors(temporary / self.file, tensors, {"step": step, **self._form()})
-            for path in temporary.rglob("*.pt") if self.accelerator.is_main_process else ():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            free = shutil.disk_usage(final.parent).free
-            raise ZeroError(
-                f"the training state could not be saved in {final} ({error}); {free / 2**20:.0f} MiB are free on that "
-                "disk; free some and run the same command again"
-            ) from None
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            temporary.rename(final)
-        self.accelerator.wait_for_everyone()
-
-    def load(self, average: list[Tensor]) -> int:
-        """Restore into the engine and `average`; answers the number of steps taken, 0 where nothing was saved.
-
-        Raises:
-            CheckpointError: it was saved without DeepSpeed, by other processes, another stage or of another model.
-        """
-        if self.state.path.is_file():
-            raise CheckpointError(f"{self.state.path} was saved without DeepSpeed; go on with that launcher")
-        saved = self.state.sharded()
-        if not saved:
-            return 0
-        directory = saved[-1]
-        header = read_header(
-            directory / self.file if (directory / self.file).is_file() else next(directory.glob("*.safetensors"))
-        )
-        require_processes(directory, header, self.accelerator.num_processes)
-        for key, value in self._form().items():
-            if header[key] != value:
-                raise CheckpointError(
-                    f"{directory} does not fit this run: its {_first_difference(key, header[key], value)}"
-                )
+    def _read(self, directory: Path, shards: dict[str, Tensor]) -> None:
         self.engine.load_checkpoint(str(directory), tag="engine")
-        kinds: dict[str, dict[str, Tensor]] = {"average": {}, "buffers": {}}
-        for name, tensor in read_tensors(directory / self.file).items():
-            kind, _, rest = name.partition(".")
-            kinds[kind][rest] = tensor
-        copy_average(kinds["average"], average, directory / self.file)
-        own = dict(self.engine.module.named_buffers())
-        for name, tensor in kinds["buffers"].items():
-            own[name].copy_(tensor)
-        return int(header["step"])
-
-    def _form(self) -> dict[str, Any]:
-        shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.engine.module.named_parameters()}
-        stage = self.engine.zero_optimization_stage()
-        return {"processes": self.accelerator.num_processes, "zero_stage": int(stage), "shapes": shapes}
-
-
-def _first_difference(key: str, saved: Any, wanted: Any) -> str:
-    if not isinstance(saved, dict):
-        return f"{key} is {saved}, that of this run {wanted}"
-    name = next(name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name))
-    return f"parameter {name} has shape {saved.get(name)}, that of this run {wanted.get(name)}"

@@ -22,7 +22,7 @@ COPY --chown=trainer core core
 COPY --chown=trainer lam lam
 COPY --chown=trainer vla vla
 COPY --chown=trainer eval eval
-RUN pip install --editable '.[deepspeed,wandb,weights,report]'
+RUN pip install --editable '.[deepspeed,wandb,tensorboard,weights,report]'
 
 COPY --chown=trainer configs configs
 COPY --chown=trainer scripts scripts

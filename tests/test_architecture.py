@@ -20,16 +20,19 @@ EVERYTHING = MODULES + SCRIPTS + TESTS
 NEED_TORCH = {
     f"core.{name}"
     for name in (
+        "processes",
         "benchmark.data",
         "benchmark.loaders",
         "checkpoint",
         "device",
         "frame_cache",
         "frames",
+        "fsdp",
         "live_features",
         "loading",
         "metrics",
         "reduction",
+        "sharded_state",
         "stopping",
         "throughput",
         "training",
