@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 COLUMNS = ("episodes", "frames", "views", "codes")
@@ -78,11 +78,14 @@ class LatentLabels:
         """
         if not Path(path).is_file():
             raise LabelsError(f"no latent labels at {path}; make them with scripts/label_latents.py")
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if "info" not in metadata:
-                raise LabelsError(f"{path} is not a file of latent labels")
-            tensors = {name: file.get_tensor(name) for name in COLUMNS}
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if "info" not in metadata:
+                    raise LabelsError(f"{path} is not a file of latent labels")
+                tensors = {name: file.get_tensor(name) for name in COLUMNS}
+        except SafetensorError as error:
+            raise LabelsError(f"{path} is not a file of latent labels, or is cut off ({error})") from None
         info = json.loads(metadata["info"])
         return cls(info=LabelsInfo(**info | {"views": tuple(info["views"])}), **tensors)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 SMALLEST_SPREAD = 0.02
-"""Floor of the standard deviation as a fraction of a dimension's whole range of values."""
+"""Floor of the standard deviation, and of what is between the outer quantiles, as a fraction of a dimension's range."""
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 SORTED_ROWS = 500_000
 """Rows up to which quantiles are found by sorting."""
@@ -211,7 +211,8 @@ class Statistics:
         return np.where(np.array(self.low) == np.array(self.high), 0.0, gain)
 
     def _middle_and_reach(self) -> tuple[Float[np.ndarray, " dims"], Float[np.ndarray, " dims"]]:
-        """A dimension whose quantiles agree though it changed (a gripper that closes once) is mapped by its range."""
-        agree = np.array(self.q01) == np.array(self.q99)
+        """A dimension whose quantiles nearly agree (a gripper that closes once, or flickers) is mapped by its range."""
+        span = np.array(self.high) - np.array(self.low)
+        agree = np.array(self.q99) - np.array(self.q01) <= SMALLEST_SPREAD * span
         low, high = np.where(agree, self.low, self.q01), np.where(agree, self.high, self.q99)
         return (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.config import parse_command_line
 from core.run import fingerprint_of_file, run_script
-from eval.results import by_arm, by_task, read_results, summarise
+from eval.results import ResultsError, by_arm, by_task, read_results, summarise
 from eval.runner import RESULTS_FILE
 from vla.checkpoint import WEIGHTS
 from vla.export import ExportConfig, export
@@ -29,7 +29,11 @@ def table(config: ExportConfig) -> list[str]:
             one = summarise(group)
             low, high = one.wilson95
             lines.append(f"| {arm} | {task} | {one.success_at_end:.0%} | {low:.0%} to {high:.0%} | {one.episodes} |")
-    return lines if found else []
+    if not found:
+        raise ResultsError(
+            f"{config.evaluation} has no episode of {config.policy} (fingerprint {own}); evaluate it first"
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Every backbone: what is read at once is what is read token by token, and it is the same after a save."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from vla.images import ImageError, ImageForm
 from vla.lora import LoraConfig, add_adapters, merge
 from vla.model import VisionLanguageActionModel
 from vla.parts import BACKBONES, Part, find
+from vla.tokens import LegalLatents
 
 KINDS = ("nano", "timm_lm", "prismatic", *FAMILIES)
 TWO = SEES.model_copy(update={"views": 2})
@@ -59,6 +62,46 @@ def test_what_is_chosen_token_by_token_is_what_one_pass_over_all_tokens_says(bac
     assert forced.image.shape == (2, backbone.image_tokens, backbone.width)
     greedy = model.latents.legal(forced.logits[:, :-1]).argmax(-1)
     assert torch.equal(model.latents.codes(greedy), thought.codes)
+
+
+def test_what_is_written_after_the_latent_action_is_read_as_in_one_pass_and_as_in_training(backbone):
+    model, inputs = VisionLanguageActionModel(backbone).eval(), inputs_of(backbone)
+    thought = model.think(inputs)
+    words, out, hidden = model.latents.ids(torch.tensor([[3, 9, 0], [15, 1, 3]])), thought.seen, []
+    for word in words.split(1, dim=1):
+        out = backbone(None, word, out.memory, keep=True)
+        hidden.append(out.hidden)
+    ids = torch.cat([model.latents.ids(thought.codes), words], dim=1)
+    forced = backbone(inputs, ids).hidden
+    torch.testing.assert_close(torch.cat([thought.seen.hidden, *hidden], dim=1), forced, atol=1e-5, rtol=1e-4)
+    drops = [part for part in backbone.modules() if isinstance(part, torch.nn.Dropout) and part.p]
+    chances = [part.p for part in drops]
+    for part in drops:
+        part.p = 0.0
+    trained = backbone.train()(inputs, ids).hidden  # some models mask otherwise in training
+    backbone.eval()
+    for part, chance in zip(drops, chances, strict=True):
+        part.p = chance
+    torch.testing.assert_close(trained, forced, atol=1e-5, rtol=1e-4)
+
+
+def test_generate_of_transformers_says_what_our_model_thinks_then_the_end(part, backbone):
+    if not part.name.startswith("hub"):
+        pytest.skip("generates by our own loop alone")
+    inputs = inputs_of(backbone)
+    others = {name.removeprefix("vlm_"): value for name, value in inputs.items() if name.startswith("vlm_")}
+    length = inputs["ids"].shape[1]
+    said = backbone.model.generate(
+        input_ids=inputs["ids"],
+        attention_mask=inputs["mask"].long(),
+        max_new_tokens=TOKENS + 1,
+        do_sample=False,
+        logits_processor=[LegalLatents(backbone.latents, length)],
+        **others,
+    )[:, length:]
+    thought = VisionLanguageActionModel(backbone).eval().think(inputs)
+    assert torch.equal(backbone.latents.codes(said[:, :TOKENS]), thought.codes)
+    assert said[:, TOKENS:].tolist() == [[backbone.latents.end_id]] * 2
 
 
 def test_padding_changes_nothing(backbone):
@@ -218,6 +261,31 @@ def test_a_released_model_is_read_with_its_own_tokens_in_place(tmp_path):
     texts = told.prepare(np.zeros((1, 1, SIDE, SIDE, 3), np.uint8), ["push"])["ids"][0]
     assert told.tokenizer.convert_ids_to_tokens(int(texts[-1])) == "▁"
     assert told.tokenizer.bos_token_id not in texts.tolist()
+
+
+def test_a_released_folder_that_names_code_is_read_without_asking_for_it(tmp_path):
+    """As OpenVLA's and its kin are on the hub; transformers would ask on the terminal whether to run that code."""
+    part, file = prismatic(tmp_path), tmp_path / "config.json"
+    plain = fresh(part).prepare(np.zeros((1, 1, SIDE, SIDE, 3), np.uint8), ["push"])["ids"]
+    code = {"AutoConfig": "configuration_prismatic.OpenVLAConfig"}
+    code |= {"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"}
+    form = json.loads(file.read_text()) | {"architectures": ["OpenVLAForActionPrediction"], "auto_map": code}
+    form |= {"image_resize_strategy": "resize-naive", "use_fused_vision_backbone": True, "torch_dtype": "bfloat16"}
+    form["text_config"] |= {"model_type": "llama", "torch_dtype": "bfloat16"}
+    file.write_text(json.dumps(form))
+    words = tmp_path / "tokenizer_config.json"
+    named = {"tokenizer_class": "LlamaTokenizer", "processor_class": "PrismaticProcessor"}
+    named |= {"auto_map": {"AutoProcessor": "processing_prismatic.PrismaticProcessor"}}
+    words.write_text(json.dumps(json.loads(words.read_text()) | named))
+    for name in ("configuration_prismatic", "modeling_prismatic", "processing_prismatic"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('code of the hub was run')")
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.input", lambda *words: asked.append(words) or "n")
+        told = fresh(part)
+    assert not asked
+    assert torch.equal(told.prepare(np.zeros((1, 1, SIDE, SIDE, 3), np.uint8), ["push"])["ids"], plain)
+    assert next(told.parameters()).dtype == torch.float32
 
 
 def test_damaged_released_files_are_named(tmp_path):

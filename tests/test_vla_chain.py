@@ -1,7 +1,11 @@
 """From frames to a policy with each kind of start: pretrained here, released, or any vision-language model."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from synthetic_episodes import INFO
@@ -12,11 +16,13 @@ from core.checkpoint import CheckpointError
 from core.config import ConfigError
 from core.labels import LabelsError
 from core.policy import Observation
-from core.run import read_manifest
+from core.run import fingerprint_of_file, read_manifest
 from core.statistics import StatisticsError
 from core.store import Store
 from core.training import TrainingConfig
 from eval.replay import ReplayConfig, ReplayError, check
+from eval.results import Result, ResultsError, append_result
+from eval.runner import RESULTS_FILE
 from vla.checkpoint import load
 from vla.demonstrations import FinetuneError
 from vla.export import ExportConfig, export
@@ -28,6 +34,7 @@ from vla.policy import VlaPolicy
 from vla.pretrain import PretrainVlaConfig, pretrain
 from vla.training import Rates
 
+ROOT = Path(__file__).resolve().parents[1]
 TRAINING = TrainingConfig(steps=2, batch_size=3, validate_every=2, log_every=1, mixed_precision="no")
 
 
@@ -96,7 +103,7 @@ def test_two_cameras_and_a_history_are_kept_from_pretraining_to_acting(pretraine
     assert policy.cameras == BOTH
     policy.reset("push the cube", seed=0)
     for past in (0, 1, 2, 2):
-        assert len(policy.history) == past
+        assert len(policy.session.history) == past
         assert policy.act(observation(store)).actions.shape == (3, 7)
     with pytest.raises(KeyError, match=r"sees the cameras \['front', 'side'\]; the observation lacks \['side'\]"):
         policy.act(observation(store, images={"front": np.zeros((48, 64, 3), np.uint8)}))
@@ -120,12 +127,14 @@ def test_adapters_of_a_pretrained_model_are_saved_alone_and_belong_to_it(store, 
 
 
 @pytest.mark.parametrize("head", ["l1_pool", "bins"])
-def test_a_released_model_is_fine_tuned_on_a_new_robot(store, tmp_path, head):
-    released = tmp_path / "released"
+def test_a_released_model_is_fine_tuned_on_a_new_robot(store, tmp_path, capsys, head):
+    released, knows = tmp_path / "released", head == "bins"
     prismatic(released)
-    data, policy = {"views": ["front"]}, {"num_codes": 16, "num_tokens": 4}
+    data = {"views": ["front"]}
+    policy = {"num_codes": 16, "num_tokens": 4, "options": {"knows_latents": True} if knows else {}}
     settings = {"lora": LoraConfig(rank=2), "head": Part(name=head), "rates": Rates(backbone=1.0)}
     finetune(tuning(store, released, tmp_path / "policy", data, policy, **settings))
+    assert ("nothing taught this model latent actions" in capsys.readouterr().err) == (not knows)
     assert acts(tmp_path / "policy", store).shape == (3, 7)
     _, description, facts = load(tmp_path / "policy")
     assert description.backbone.name == "prismatic"
@@ -152,6 +161,7 @@ def test_what_does_not_fit_is_said_before_a_run_is_begun(store, labels, language
             tuning(store, pretrained, out, {"labels": str(other)}),
         ),
         (CheckpointError, "there is no folder nobody/nothing", tuning(store, "nobody/nothing", out)),
+        (CheckpointError, f"there is no folder {tmp_path}/nothing; policy", tuning(store, tmp_path / "nothing", out)),
         (CheckpointError, "says nothing about cameras", tuning(store, other, out)),
         (CheckpointError, "holds no model", tuning(store, tmp_path, out, {"views": ["front"]})),
         (
@@ -248,3 +258,53 @@ def test_an_exported_policy_acts_as_before_says_what_it_is_and_can_be_fine_tuned
         export(ExportConfig(policy=str(tmp_path / "pretrained"), out=str(tmp_path / "nothing")))
     with pytest.raises(CheckpointError, match="there is no folder nobody/nothing"):
         VlaPolicy("nobody/nothing")
+
+
+def run(monkeypatch, *words) -> None:
+    """The export script, in this process, so that what it raises can be looked at."""
+    monkeypatch.setattr(sys, "argv", ["export_policy.py", *map(str, words)])
+    runpy.run_path(str(ROOT / "scripts/export_policy.py"))["main"]()
+
+
+def test_the_card_reports_episodes_of_this_policy_alone_and_nothing_of_the_machine(store, tmp_path, monkeypatch):
+    prismatic(tmp_path / "released")
+    policy, evaluation = tmp_path / "policy", tmp_path / "evaluation"
+    finetune(tuning(store, tmp_path / "released", policy, {"views": ["front"]}, {"num_codes": 16, "num_tokens": 4}))
+    evaluation.mkdir()
+    same = {"task": "push", "instruction": "push", "success_at_any_time": True, "steps": 3, "seconds": 1.0}
+    own = fingerprint_of_file(policy / "model.safetensors")
+    for seed in range(10):
+        for arm, fingerprint in (("ours", own), ("another", "another policy")):
+            success = seed < (7 if arm == "ours" else 1)
+            told = {"arm": arm, "seed": seed, "success_at_end": success, "policy_fingerprint": fingerprint}
+            append_result(evaluation / RESULTS_FILE, Result(**same | told))
+    words = ("--policy", policy, "--out", tmp_path / "shared", "--evaluation", evaluation)
+    run(monkeypatch, *words)
+    card = (tmp_path / "shared/README.md").read_text()
+    assert "| ours | push | 70% | 40% to 89% | 10 |" in card
+    assert "another" not in card
+    assert "| x | m |" in card
+    for file in (tmp_path / "shared").rglob("*"):
+        assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes(), file
+    assert acts(tmp_path / "shared", store).shape == (3, 7)
+    (tmp_path / "shared").rename(tmp_path / "elsewhere")
+    (tmp_path / "released").rename(tmp_path / "gone")
+    assert acts(tmp_path / "elsewhere", store).shape == (3, 7)
+    append_result(tmp_path / RESULTS_FILE, Result(**same | told))
+    with pytest.raises(ResultsError, match=rf"has no episode of .*policy \(fingerprint {own}\); evaluate it"):
+        run(monkeypatch, *words[:3], tmp_path / "other", "--evaluation", tmp_path)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_that_cannot_be_uploaded_is_made_and_says_how_to(store, tmp_path, monkeypatch):
+    hub("llava", tmp_path / "model")
+    data, policy = {"views": ["front"], "image_size": (56, 56)}, {"num_tokens": 0, "num_codes": 0}
+    finetune(tuning(store, tmp_path / "model", tmp_path / "policy", data, policy))
+    words = ("--policy", tmp_path / "policy", "--out", tmp_path / "shared")
+    with pytest.raises(CheckpointError, match="push is 'mine', not OWNER/NAME"):
+        run(monkeypatch, *words, "--push", "mine")
+    assert not (tmp_path / "shared").exists()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r"was made but could not be uploaded to me/mine: .*`hf auth login`"):
+        run(monkeypatch, *words, "--push", "me/mine")
+    assert acts(tmp_path / "shared", store).shape == (3, 7)

@@ -1,13 +1,20 @@
 """Every head: learns a chunk, ignores what lies beyond the end, acts on what it was trained on, survives a save."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dct
 from tiny_models import SEES, SENTENCES, TOKENS, nano, prepared
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
+from core.checkpoint import CheckpointError
 from vla.checkpoint import VlaDescription, load, make_head, save
 from vla.heads.fast import FastError, FastHead
-from vla.heads.interface import HeadSizes, Seen, TokenHead
+from vla.heads.interface import HeadSizes, Seen, TokenHead, Words
 from vla.images import ImageForm
 from vla.model import VisionLanguageActionModel
 from vla.parts import HEADS, Part, find
@@ -155,6 +162,26 @@ def test_the_states_that_are_trained_on_are_those_that_are_acted_on(model):
     torch.testing.assert_close(trained.image, acted.image, atol=1e-5, rtol=1e-4)
 
 
+def test_words_are_read_at_the_positions_at_which_they_are_written(model):
+    if not isinstance(model.head, TokenHead):
+        pytest.skip("writes no words")
+    inputs, senses = batch(model)
+    steps, chosen = [], []
+    legal, actions = model.head.legal, model.head.actions
+    model.head.legal = lambda logits, written: steps.append(logits) or legal(logits, written)
+    model.head.actions = lambda written: chosen.append(written) or actions(written)
+    acted = model.eval().act(inputs, senses)
+    assert acted.shape == (3, HORIZON, DIMS)
+    ids = torch.cat([model.latents.ids(model.think(inputs).codes), chosen[0][:, :-1]], dim=1)
+    forced = model.backbone(inputs, ids).logits[:, TOKENS:]
+    torch.testing.assert_close(torch.stack(steps, dim=1), forced, atol=1e-5, rtol=1e-4)
+    learned, loss = [], model.head.loss
+    model.head.tokens = lambda *_: Words(chosen[0], torch.ones_like(chosen[0], dtype=torch.bool))
+    model.head.loss = lambda logits, words: learned.append(logits) or loss(logits, words)
+    model.action_loss(inputs, senses, acted, torch.ones(3, HORIZON, dtype=torch.bool))
+    torch.testing.assert_close(learned[0], forced, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bins", "fast"])
 def test_words_are_inverse_to_chunks_and_nothing_else_can_be_written(name):
     kind, options = find(Part(name=name, options=OPTIONS[name]), HEADS)
@@ -184,6 +211,104 @@ def test_words_of_frequencies_are_fewer_than_numbers_and_too_few_words_are_refus
     kind, options = find(Part(name="fast", options={"words": 8}), HEADS)
     with pytest.raises(FastError, match=r"whole numbers occur, and head.options.words is 8; raise it"):
         FastHead(options, sizes).fit(chunks())
+
+
+def published_fast(folder, data: np.ndarray, least: int | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of actions made and saved as the published code does: BPE over UTF-8 of shifted frequencies."""
+    numbers = np.around(dct(data.astype(float), axis=1, norm="ortho") * 10).astype(int).reshape(len(data), -1)
+    least = int(numbers.min()) if least is None else least
+    texts = ["".join(map(chr, row - least)) for row in numbers]
+    letters = [chr(letter) for letter in range(numbers.max() - least + 1)]
+    bpe = ByteLevelBPETokenizer()
+    options = {"vocab_size": 600, "min_frequency": 2, "special_tokens": [], "max_token_length": 10000}
+    trainer = BpeTrainer(**options, initial_alphabet=letters, show_progress=False)
+    bpe._tokenizer.train_from_iterator(texts, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False)
+    made.save_pretrained(folder)
+    form = {"processor_class": "UniversalActionProcessor", "scale": 10, "min_token": least, "vocab_size": 600}
+    code = {"auto_map": {"AutoProcessor": "processing_action_tokenizer.UniversalActionProcessor"}}
+    (folder / "processor_config.json").write_text(json.dumps(form | code | {"time_horizon": None, "action_dim": None}))
+    (folder / "processing_action_tokenizer.py").write_text("raise RuntimeError('code of the hub was run')")
+    return made
+
+
+def fast_head(horizon: int = HORIZON, **options) -> FastHead:
+    kind, found = find(Part(name="fast", options=options), HEADS)
+    return kind(found, HeadSizes(8, 1, TOKENS, horizon, DIMS, 0))
+
+
+# The published one has -354: no movement is a letter of two bytes, and so is nearly every other number.
+@pytest.mark.parametrize("least", [None, -354])
+def test_a_published_tokenizer_of_actions_is_read_without_its_code(tmp_path, least):
+    theirs = published_fast(tmp_path, chunks(2000), least)
+    head = fast_head(path=str(tmp_path), scale=3.0)
+    head.fit(chunks(200))
+    actions = torch.from_numpy(chunks(20, seed=5))
+    words = head.tokens(actions, torch.ones(20, HORIZON, dtype=torch.bool))
+    shift = json.loads((tmp_path / "processor_config.json").read_text())["min_token"]
+    for row, counts, chunk in zip(words.ids, words.counts, actions.double().numpy(), strict=True):
+        frequencies = np.around(dct(chunk, axis=0, norm="ortho") * 10).astype(int).flatten()
+        expected = theirs("".join(map(chr, frequencies - shift)))["input_ids"]
+        assert row[counts].tolist() == [*expected, len(head.names) - 1]
+        assert theirs.decode(expected) == "".join(map(chr, frequencies - shift))
+    torch.testing.assert_close(head.actions(words.ids), actions, atol=0.12, rtol=0)
+    assert len(head.names) == len(theirs) + 1
+
+
+@pytest.mark.parametrize("least", [-354, -118])
+def test_words_of_bytes_never_end_within_a_letter(tmp_path, least):
+    theirs = published_fast(tmp_path, chunks(2000), least)
+    head = fast_head(path=str(tmp_path))
+    head.fit(chunks(200))
+    head.first_id = 7
+    torch.manual_seed(0)
+    split = 0
+    for _ in range(20):
+        written = torch.zeros(4, 0, dtype=torch.long)
+        while not head.is_complete(written):
+            allowed = head.legal(torch.randn(4, 7 + len(head.names) + 3), written)
+            written = torch.cat([written, allowed.argmax(-1, keepdim=True)], dim=1)
+        assert head.actions(written).shape == (4, HORIZON, DIMS)
+        for row in (written - 7).tolist():
+            kept = [word for word in row if word < len(theirs)]
+            assert len(theirs.decode(kept)) == HORIZON * DIMS
+            assert "\ufffd" not in theirs.decode(kept)
+            split += sum("\ufffd" in theirs.decode([word]) for word in kept)
+    assert split > 0  # words that are no whole letters by themselves were among them
+
+
+def test_words_that_were_read_are_saved_with_the_policy(tmp_path):
+    published_fast(tmp_path, chunks(2000))
+    head, saved = fast_head(path=str(tmp_path)), tmp_path / "saved"
+    head.fit(chunks(200))
+    saved.mkdir()
+    head.save_form(saved)
+    again = fast_head(path="a folder of another machine")
+    again.load_form(saved)
+    actions, mask = torch.from_numpy(chunks(5)), torch.ones(5, HORIZON, dtype=torch.bool)
+    torch.testing.assert_close(again.tokens(actions, mask).ids, head.tokens(actions, mask).ids)
+    torch.testing.assert_close(
+        again.actions(head.tokens(actions, mask).ids), head.actions(head.tokens(actions, mask).ids)
+    )
+
+
+def test_a_tokenizer_that_cannot_spell_the_demonstrations_or_is_none_is_refused(tmp_path):
+    published_fast(tmp_path, chunks(2000))
+    with pytest.raises(
+        FastError, match=r"have the whole numbers .*, the tokenizer .* spells .*leave head.options.path"
+    ):
+        fast_head(path=str(tmp_path)).fit(chunks(200) - 9)
+    with pytest.raises(FastError, match="has no words for some of the whole numbers"):
+        fast_head(path=str(tmp_path)).fit(chunks(200) + 40)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text()[:500])
+    with pytest.raises(FastError, match=r"tokenizer.json is missing, damaged or cut off"):
+        fast_head(path=str(tmp_path)).fit(chunks(200))
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(FastError, match=r"is missing, damaged|has no \['min_token', 'scale'\]"):
+        fast_head(path=str(tmp_path)).fit(chunks(200))
+    with pytest.raises(CheckpointError, match="there is no folder nobody/nothing"):
+        fast_head(path="nobody/nothing").fit(chunks(200))
 
 
 def test_the_end_of_flow_does_not_depend_on_who_draws(model):

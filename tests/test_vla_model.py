@@ -1,19 +1,23 @@
 """The model's one way of reading: what is learned is what acts, whatever the backbone and the head."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import CODES, SENTENCES, TOKENS, nano, prepared
 
-from core.config import ConfigError
+from core.config import ConfigError, parse_command_line
 from core.statistics import Statistics, StatisticsError
 from vla.backbones.interface import Setting
+from vla.finetune import FinetuneVlaConfig
 from vla.heads.interface import HeadSizes
 from vla.model import VisionLanguageActionModel
 from vla.parts import BACKBONES, HEADS, Part, find
 from vla.prompt import PromptError, prompt
 from vla.tokens import LatentTokens, LegalLatents, TokenError, add_tokens, start_from_mean, train_tokenizer
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs/vla"
 SENSES = torch.zeros(1, 3)
 
 
@@ -85,6 +89,13 @@ def test_an_unknown_backbone_or_option_is_named():
     with pytest.raises(ConfigError, match="Did you mean width"):
         find(Part(name="nano", options={"widht": 5}), BACKBONES)
     assert find(Part(name="hub:some/model"), BACKBONES).options.path == "some/model"
+
+
+def test_a_head_can_be_given_by_its_name_alone():
+    words = ["--config", str(CONFIGS / "finetune_quickstart.yaml"), "--out", "a", "--policy.path", "b"]
+    words += ["--data.path", "c", "--head"]
+    for head in ("l1_pool", "{name: l1_pool}"):
+        assert parse_command_line(FinetuneVlaConfig, "", [*words, head]).head == Part(name="l1_pool")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +176,8 @@ def test_a_constant_dimension_is_named_and_does_not_blow_up():
 def test_a_gripper_that_moves_once_is_mapped_by_its_range():
     values = np.full((1000, 1), 1.0, np.float32)
     values[5] = -1.0
+    np.testing.assert_allclose(Statistics.of([values]).to_unit(values), values)
+    values[10::2] = 0.999  # its sensor flickers
     np.testing.assert_allclose(Statistics.of([values]).to_unit(values), values)
 
 

@@ -124,8 +124,10 @@ def load(directory: str | Path) -> tuple[VisionLanguageActionModel, VlaDescripti
     directory = local(directory)
     path = directory / WEIGHTS
     header = read_header(path)
+    if "description" not in header:
+        raise CheckpointError(f"{path} is no policy or pretrained model, but another file of weights of this project")
     description = VlaDescription(**header.pop("description"))
-    backbone = _backbone(description, directory / "backbone")
+    backbone = _backbone(description, directory)
     head = make_head(description, backbone)
     if isinstance(head, TokenHead):
         head.load_form(directory / "head")
@@ -140,11 +142,20 @@ def load(directory: str | Path) -> tuple[VisionLanguageActionModel, VlaDescripti
     return model.eval(), description, header
 
 
-def _backbone(description: VlaDescription, form: Path) -> Backbone:
+def _backbone(description: VlaDescription, directory: Path) -> Backbone:
     """Of the right form; where only adapters were saved, with the weights that they belong to."""
     kind, options = find(description.backbone, BACKBONES)
     if description.lora is None:
-        return kind.restored(options, description.setting, form)
+        if not (directory / "backbone").is_dir():
+            raise CheckpointError(
+                f"{directory} lacks backbone/, its configuration and tokenizer; copy the whole folder"
+            )
+        return kind.restored(options, description.setting, directory / "backbone")
+    if description.base and not Path(description.base).is_dir():
+        raise CheckpointError(
+            f"{directory} holds adapters of the weights in {description.base}, which is not there; put it back, or "
+            "where it is make a folder that stands alone with scripts/export_policy.py --merge true"
+        )
     return whole_backbone(description.base) if description.base else kind.fresh(options, description.setting, [])
 
 

@@ -43,19 +43,24 @@ def choose_demonstrations(store: Store, wanted: dict[str, int], views: Sequence[
     return chosen
 
 
+def held_out_of(store: Store, records: Sequence[EpisodeRecord], views: Sequence[str]) -> list[EpisodeRecord]:
+    """Labelled held-out episodes of the tasks of `records` that all cameras saw."""
+    tasks = {record.task for record in records}
+    labelled = store.select(split="held_out", is_labelled=True)
+    return [record for record in labelled if record.task in tasks and set(views) <= set(record.views)]
+
+
 def held_out_demonstrations(
     store: Store, records: list[EpisodeRecord], views: Sequence[str], *, with_proprioception: bool, is_main: bool = True
 ) -> list[EpisodeRecord]:
-    """Labelled held-out episodes of the tasks of `records` that have all that the policy is to see.
+    """Those of `held_out_of` that have all that the policy is to see.
 
     They are read once, so that training does not begin with what validation cannot end with.
 
     Raises:
         StoreError: one has no actions, or is damaged.
     """
-    tasks = {record.task for record in records}
-    labelled = store.select(split="held_out", is_labelled=True)
-    found = [record for record in labelled if record.task in tasks and set(views) <= set(record.views)]
+    found = held_out_of(store, records, views)
     for record in found:
         store.actions(record.index)
     without = {r.index for r in found if with_proprioception and store.proprioception(r.index) is None}

@@ -9,8 +9,10 @@ from typing import Any
 from core.checkpoint import CheckpointError
 from core.config import Config
 from core.run import is_done, read_manifest, say, write_json, write_text
-from vla.checkpoint import VlaDescription, load, save
+from vla.acting import acting_facts
+from vla.checkpoint import HUB_NAME, VlaDescription, load, save
 from vla.lora import merge
+from vla.parts import Part
 
 KEPT_OF_MANIFEST = ("name", "inputs", "versions", "finished", "summary")
 """What of a run's manifest is handed on; paths and commands of the machine are not."""
@@ -40,13 +42,15 @@ def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
 
     Raises:
         CheckpointError: the policy cannot act, is of adapters that lie elsewhere, or the folder exists.
+        StatisticsError: it holds no action statistics.
     """
+    if config.push and not HUB_NAME.fullmatch(config.push):
+        raise CheckpointError(f"push is {config.push!r}, not OWNER/NAME, as models are called on the hub")
     out = Path(config.out)
     if out.exists():
         raise CheckpointError(f"{out} exists; choose another folder or move it away")
     model, description, facts = load(config.policy)
-    if model.head is None:
-        raise CheckpointError(f"{config.policy} was pretrained but never fine-tuned; there is nothing that acts")
+    acting_facts(description, facts, config.policy)
     if description.lora is not None and config.merge:
         merge(model.backbone)
         description = description.model_copy(update={"lora": None, "base": "", "base_fingerprint": ""})
@@ -55,6 +59,8 @@ def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
         raise CheckpointError(
             f"{config.policy} holds adapters of {here[0]}, which others do not have; add --merge true"
         )
+    parts = {name: _without_places(getattr(description, name)) for name in ("backbone", "head")}
+    description = description.model_copy(update=parts)
     temporary = out.with_name(f".{out.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -70,6 +76,16 @@ def export(config: ExportConfig, results: Sequence[str] = ()) -> Path:
     if config.push:
         _push(out, config)
     return out
+
+
+def _without_places(part: Part) -> Part:
+    """Folders of this machine, which a folder that stands alone does not need, by their last names only."""
+    name, colon, path = part.name.partition(":")
+    return Part(name=f"{name}{colon}{_last(path)}", options={key: _last(value) for key, value in part.options.items()})
+
+
+def _last(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and value and Path(value).is_dir() else value
 
 
 def card(
@@ -143,11 +159,13 @@ def _push(folder: Path, config: ExportConfig) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     name = config.push
+    # The first base of the hub's error is that of its HTTP library, whose errors of the network are no OSError.
+    problems = (OSError, ValueError, HfHubHTTPError.__bases__[0])
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True, private=config.private)
         api.upload_folder(repo_id=name, folder_path=folder)
-    except (OSError, HfHubHTTPError) as error:
+    except problems as error:
         raise CheckpointError(
             f"{folder} was made but could not be uploaded to {name}: {str(error).splitlines()[0]}; log in with "
             f"`hf auth login` and run `hf upload {name} {folder}`"

@@ -20,7 +20,14 @@ from core.throughput import Work
 from core.training import TrainingConfig, fit, make_accelerator, open_stage
 from vla.checkpoint import VlaDescription, make_head, new_tokens, save
 from vla.dataset import DemonstrationDataset, Source
-from vla.demonstrations import FinetuneError, choose_demonstrations, held_out_demonstrations, measure, warnings_of
+from vla.demonstrations import (
+    FinetuneError,
+    choose_demonstrations,
+    held_out_demonstrations,
+    held_out_of,
+    measure,
+    warnings_of,
+)
 from vla.heads.interface import TokenHead
 from vla.images import CachedFeatures, Frames, open_images
 from vla.label_table import LabelTable
@@ -205,6 +212,7 @@ def _given(config: FinetuneVlaConfig) -> Given:
             f"{list(start.description.views)}"
         )
     records = choose_demonstrations(store, data.demonstrations, views)
+    prompts_of([*records, *held_out_of(store, records, views)])
     form = {"reads_features": start.kind.reads_features, "form": start.description.images, "size": data.image_size}
     images = open_images(store, data.features, data.frames, views, **form)
     inputs = {"store": store.fingerprint, "policy": start.fingerprint}
@@ -261,10 +269,21 @@ def _warnings(config: FinetuneVlaConfig, given: Given, statistics: dict[str, Sta
     said = warnings_of(statistics, given.store)
     if config.proprioception and "proprioception" not in statistics:
         said.append(f"the head {config.head.name} reads no proprioception; the policy will not see any")
+    start = given.start.description
+    if given.start.base is None and start.setting.num_tokens and not given.labels and not _knows_latents(start):
+        said.append(
+            f"nothing taught this model latent actions, and {start.setting.num_tokens} of their tokens stand before "
+            "its actions; set policy.num_tokens to 0, or give data.labels, or, if it was pretrained on them, set "
+            "policy.options to {knows_latents: true}"
+        )
     if given.labels and given.start.description.history:
         steps = max(1, round(given.labels.info.gap_s * given.store.info.control_hz))
         said.append(f"latent actions of the history are {steps} control steps apart; execute as many of each chunk")
     return said
+
+
+def _knows_latents(description: VlaDescription) -> bool:
+    return bool(description.backbone.options.get("knows_latents"))
 
 
 def _texts(given: Given) -> list[str]:
@@ -307,5 +326,6 @@ def _acting_facts(given: Given, statistics: dict[str, Statistics]) -> dict[str, 
         "statistics": {name: values.to_json() for name, values in statistics.items()},
         "action_space": given.store.info.action_space.model_dump(mode="json"),
         "control_hz": given.store.info.control_hz,
+        "camera_sizes": {view: given.store.info.views[view] for view in given.views},
         "instructions": sorted({record.instruction for record in given.records}),
     }

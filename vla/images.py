@@ -16,6 +16,9 @@ from core.reduction import pooled
 from core.store import Store
 from core.vision import EncoderConfig, load_encoder
 
+SAME_SHAPE = 0.02
+"""By so much the ratio of height to width may be another."""
+
 
 class ImageError(ValueError):
     """Images of another size, type or order of channels than a backbone takes."""
@@ -144,13 +147,15 @@ def open_images(
 class Eye:
     """Images of an observation as `ImageSource` gives those of a store."""
 
-    def __init__(self, form: ImageForm, device: torch.device) -> None:
-        """Load the frozen tower, where there is one.
+    def __init__(
+        self, form: ImageForm, device: torch.device, camera_sizes: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        """Load the frozen tower, where there is one; images of cameras with known sizes have to be of that shape.
 
         Raises:
             CheckpointError: the tower of this machine has other weights.
         """
-        self.form = form
+        self.form, self.camera_sizes = form, camera_sizes or {}
         self.encoder = load_encoder(form.encoder, device) if form.encoder else None
         if self.encoder is not None and self.encoder.fingerprint != form.encoder_fingerprint:
             raise CheckpointError(
@@ -165,9 +170,12 @@ class Eye:
 
         Raises:
             KeyError: a camera is missing.
+            ImageError: what it shows is no RGB image, or of another shape than in training.
         """
         if missing := [view for view in views if view not in images]:
             raise KeyError(f"the policy sees the cameras {list(views)}; the observation lacks {missing}")
+        for view in views:
+            check_image(view, images[view], self.camera_sizes.get(view))
         return np.stack([self._seen(images[view]) for view in views])[None]
 
     def _seen(self, image: UInt8[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "*image"]:
@@ -175,6 +183,29 @@ class Eye:
             return resized(image[None], self.form.size)[0]
         features = self.encoder(torch.from_numpy(image)[None].to(self.encoder.device))
         return pooled(features, self.encoder.grid, self.form.pool)[0].half().cpu().numpy()
+
+
+def check_image(view: str, image: np.ndarray, trained_on: tuple[int, int] | None) -> None:
+    """Refuse what is no RGB image, or would be squeezed into the form of the images that a policy was trained on.
+
+    Raises:
+        ImageError: another type, order of channels, or ratio of height to width.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        first = image.ndim == 3 and image.shape[0] == 3
+        hint = "; the channels come first, move them to the end" if first else ""
+        hint += "; scale it to 0..255 and make it uint8" if image.dtype != np.uint8 else ""
+        raise ImageError(
+            f"camera {view!r} shows {image.dtype} {image.shape}, not RGB in uint8 of (height, width, 3){hint}"
+        )
+    if trained_on is None:
+        return
+    (height, width), (own_height, own_width) = image.shape[:2], trained_on
+    if abs(height * own_width - width * own_height) > SAME_SHAPE * height * own_width:
+        raise ImageError(
+            f"camera {view!r} shows {height} x {width} pixels (height x width), the policy was trained on "
+            f"{own_height} x {own_width}; crop or pad to that shape"
+        )
 
 
 def resized(images: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int] | None) -> UInt8[np.ndarray, "n h2 w2 3"]:

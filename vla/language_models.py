@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -50,9 +51,12 @@ def load_language_model(path: str) -> LanguageModel:
         return _from_folder(str(converted))
     try:
         return _from_folder(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if path != SMOLLM2:
-            raise WeightsError(f"no language model {path!r}: {str(error).splitlines()[0]}") from None
+            raise WeightsError(
+                f"no language model {path!r}: {str(error).splitlines()[0]}; give the folder or hub name of one, and "
+                "fetch it again where a file is cut off"
+            ) from None
     _convert(converted)
     return _from_folder(str(converted))
 

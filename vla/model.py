@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.loading import Batch
+from core.processes import is_so_everywhere
 from core.throughput import Work
 from vla.backbones.interface import Backbone, BackboneOutput
 from vla.heads.interface import Head, Seen, TokenHead
@@ -42,6 +43,17 @@ class VisionLanguageActionModel(nn.Module):
     def latents(self) -> LatentTokens:
         """The map between codes and token ids."""
         return self.backbone.latents
+
+    def round_products(self) -> None:
+        """Keep the weights of matrix products in bfloat16, to which autocast would round them anew for every token.
+
+        For acting alone: under autocast the answers are the same to the bit, but training would lose small steps.
+        """
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                # New parameters, so that embeddings that an output layer shares stay as exact as they are.
+                for name, own in list(part.named_parameters(recurse=False)):
+                    setattr(part, name, nn.Parameter(own.detach().bfloat16(), requires_grad=False))
 
     def latent_loss(self, inputs: Batch, codes: Int[Tensor, "batch latent_tokens"]) -> dict[str, Tensor]:
         """Next-token loss on the latent tokens and the end token, and the accuracy of the greedy choice.
@@ -98,16 +110,17 @@ class VisionLanguageActionModel(nn.Module):
     ) -> dict[str, Tensor]:
         """The head's loss in one pass over prompt, latent action and, where actions are tokens, these.
 
-        The latent action is the one in `codes` where it is `labelled` (everywhere, if that is not said; then `latent_loss`
-        is among the terms), else the one that would be chosen in acting. Steps beyond the episode's end, False in `mask`,
-        do not count.
+        The latent action is the one in `codes` where it is `labelled` (everywhere, if that is not said; then
+        `latent_loss` is among the terms), else the one that would be chosen in acting. Steps beyond the episode's end,
+        False in `mask`, do not count.
         """
         assert self.head is not None, "this model was not fine-tuned"
         if codes is None:
             chosen = self.think_undisturbed(inputs)
         else:
             labelled = torch.ones_like(codes[:, 0], dtype=torch.bool) if labelled is None else labelled
-            own = codes if labelled.all() else self.think_undisturbed(inputs)
+            all_known = is_so_everywhere(bool(labelled.all()), codes.device)
+            own = codes if all_known else self.think_undisturbed(inputs)
             chosen = torch.where(labelled[:, None], codes, own)
         ids = self.latents.ids(chosen)
         thought, ends = ids.shape[1], not isinstance(self.head, TokenHead)

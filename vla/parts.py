@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config import Config, ConfigError, load_config
 
@@ -29,6 +29,12 @@ class Part(Config):
     """One of the known names; hub:NAME is short for name hub with the option path NAME."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of that part."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        """A name alone will do."""
+        return {"name": given} if isinstance(given, str) else given
 
 
 class Found(NamedTuple):

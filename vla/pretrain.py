@@ -87,6 +87,8 @@ class Given(NamedTuple):
     store: Store
     images: CachedFeatures | Frames
     labels: LatentLabels
+    texts: list[str]
+    """Prompts of the labelled episodes."""
     inputs: dict[str, str]
     """Fingerprints."""
 
@@ -100,10 +102,8 @@ def pretrain(config: PretrainVlaConfig) -> None:
         return
     description = _describe(config, given)
     kind, options = find(config.backbone, BACKBONES)
-    labelled = sorted(set(given.labels.episodes.tolist()))
-    texts = prompts_of(given.store.episodes[number] for number in labelled)
     torch.manual_seed(config.training.seed)
-    model = VisionLanguageActionModel(kind.fresh(options, description.setting, texts))
+    model = VisionLanguageActionModel(kind.fresh(options, description.setting, given.texts))
     if config.lora is not None:
         add_adapters(model.backbone, config.lora, new_tokens(model))
     if config.gradient_checkpointing:
@@ -150,12 +150,13 @@ def _given(config: PretrainVlaConfig) -> Given:
         raise LabelsError(f"views names {unknown}; the cameras of {store.path} are {list(store.info.views)}")
     if config.views and config.views[0] not in labels.info.views:
         raise LabelsError(f"views begins with {views[0]!r}; the labels are of {list(labels.info.views)}")
+    texts = prompts_of(store.episodes[number] for number in sorted(set(labels.episodes.tolist())))
     form = {"reads_features": kind.reads_features, "size": config.image_size}
     images = open_images(store, config.features, config.frames, views, **form)
     inputs = {"store": store.fingerprint, "labels": fingerprint_of_file(file)}
     if isinstance(images, CachedFeatures):
         inputs["features"] = images.cache.fingerprint
-    return Given(store, images, labels, inputs)
+    return Given(store, images, labels, texts, inputs)
 
 
 def _dataset(config: PretrainVlaConfig, given: Given, model: VisionLanguageActionModel, split: str) -> LatentDataset:

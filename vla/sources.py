@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.checkpoint import CheckpointError, read_header
-from core.run import fingerprint_of_file
+from core.run import fingerprint_of, fingerprint_of_file
 from vla.backbones.interface import Backbone, Setting
 from vla.checkpoint import WEIGHTS, VlaDescription, local, whole_backbone
 from vla.images import ImageForm
@@ -38,6 +38,10 @@ def open_start(
         CheckpointError: nothing that could be fine-tuned is there.
     """
     path = str(local(path))
+    if not Path(path).is_dir():
+        raise CheckpointError(
+            f"there is no folder {path}; policy.path takes a folder, or OWNER/NAME of a model on the hub"
+        )
     if (Path(path) / WEIGHTS).is_file() and (Path(path) / "backbone").is_dir():
         header = read_header(Path(path) / WEIGHTS)
         description = VlaDescription(**header.pop("description"))
@@ -47,18 +51,23 @@ def open_start(
     if not views:
         raise CheckpointError(f"{path} says nothing about cameras; name those that the policy is to see in data.views")
     file = Path(path) / "config.json"
-    if Path(path).is_dir() and not file.is_file():
+    if not file.is_file():
         raise CheckpointError(f"{path} holds no model: it has neither {WEIGHTS} with backbone/, nor config.json")
-    named = json.loads(file.read_text()).get("model_type", "") if file.is_file() else ""
-    where = str(Path(path).resolve()) if Path(path).is_dir() else path
-    part = Part(name=RELEASED.get(named, "hub"), options={**(options or {}), "path": where})
+    named = json.loads(file.read_text()).get("model_type", "")
+    part = Part(name=RELEASED.get(named, "hub"), options={**(options or {}), "path": str(Path(path).resolve())})
     description = VlaDescription(
         images=ImageForm(),
         views=tuple(views),
         backbone=part,
         setting=Setting(num_codes=num_codes, num_tokens=num_tokens, views=len(views)),
     )
-    return Start(description, find(part, BACKBONES).kind, None, path, {})
+    return Start(description, find(part, BACKBONES).kind, None, _fingerprint(Path(path)), {})
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of a model's configuration, and of names and sizes of its weights, which are too much to be read for that."""
+    weights = [(file.name, file.stat().st_size) for file in sorted(folder.glob("*.safetensors"))]
+    return fingerprint_of([json.loads((folder / "config.json").read_text()), weights])
 
 
 def start_backbone(start: Start, fresh_weights: bool, texts: Sequence[str]) -> Backbone:

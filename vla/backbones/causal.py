@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
 from core.loading import Batch
-from vla.backbones.interface import Backbone, BackboneOutput
+from vla.backbones.interface import Backbone, BackboneOutput, memory_word
 
 
 class Memory(NamedTuple):
@@ -26,6 +26,7 @@ class CausalBackbone(Backbone):
         super().__init__()
         self.language, self.tokenizer = language, tokenizer
         self.width: int = language.config.hidden_size
+        self._memory_word = memory_word(language.model)
 
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch image_tokens width"]:
         """Image tokens of what `prepare` made of images."""
@@ -56,8 +57,8 @@ class CausalBackbone(Backbone):
             inputs_embeds=tokens,
             attention_mask=mask.long(),
             position_ids=(mask.long().cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :],
-            past_key_values=keys,
             use_cache=keys is not None,
+            **{self._memory_word: keys},
         ).last_hidden_state
         if image is not None:
             image = self.image_for_heads(image, hidden[:, first : first + image.shape[1]])

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from core.config import Config
 from core.loading import Batch
 from core.packaged import WeightsError
-from vla.backbones.interface import Backbone, BackboneOutput, Setting, check_images
+from vla.backbones.interface import Backbone, BackboneOutput, Setting, check_images, memory_word
 from vla.images import resized
 
 KINDS_OF_TOKENS = {"token_type_ids": 1, "mm_token_type_ids": 0}
@@ -57,6 +58,12 @@ class HubBackbone(Backbone):
         self.width: int = model.config.get_text_config().hidden_size
         self.image_id: int = getattr(model.config, "image_token_id", None) or model.config.image_token_index
         self.counts_positions = hasattr(model.model, "rope_deltas")
+        self._memory_word = memory_word(model.model)
+        if not {name for name, _ in self.named_modules()} & set(self.tower):
+            raise ValueError(
+                f"its visual tower has none of the names {list(self.tower)}, so that rates.tower would not reach it; "
+                "add its name to HubBackbone.tower"
+            )
         self.set_latents(setting)
         blank = np.zeros((1, setting.views, *self.size, 3), np.uint8)
         self.image_tokens = int((self.prepare(blank, ["nothing"])["ids"] == self.image_id).sum())
@@ -71,8 +78,11 @@ class HubBackbone(Backbone):
         try:
             model = AutoModelForImageTextToText.from_pretrained(options.path, dtype=torch.float32)
             return cls(options, setting, model, AutoProcessor.from_pretrained(options.path))
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"no vision-language model {options.path!r}: {str(error).splitlines()[0]}") from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise WeightsError(
+                f"no vision-language model {options.path!r}: {str(error).splitlines()[0]}; give the folder or hub name "
+                "of one, and fetch it again where a file is cut off"
+            ) from None
 
     @classmethod
     def restored(cls, options: HubConfig, setting: Setting, folder: Path) -> "HubBackbone":
@@ -132,9 +142,8 @@ class HubBackbone(Backbone):
             others["position_ids"] = places
         elif memory is not None:
             others["position_ids"] = (places + memory.shift).expand(3, -1, -1)
-        out = self.model.model(
-            input_ids=ids, attention_mask=mask.long(), past_key_values=keys, use_cache=keys is not None, **others
-        )
+        others[self._memory_word] = keys
+        out = self.model.model(input_ids=ids, attention_mask=mask.long(), use_cache=keys is not None, **others)
         hidden, image = out.last_hidden_state, None
         if inputs is not None:
             image = hidden[ids == self.image_id].reshape(len(ids), self.image_tokens, -1)

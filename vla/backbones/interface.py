@@ -1,5 +1,6 @@
 """What every backbone takes and answers."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -129,6 +130,11 @@ class Backbone(nn.Module):
         for rows in self.vocabulary() if new else []:
             start_from_mean(rows, known, new)
         return ids
+
+
+def memory_word(module: nn.Module) -> str:
+    """What `forward` of a module of transformers calls a memory: `cache`, or before version 5.24 `past_key_values`."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def check_images(images: Shaped[np.ndarray, "batch views *image"], are_features: bool) -> None:

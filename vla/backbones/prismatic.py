@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from core.checkpoint import CheckpointError
 from core.config import Config
@@ -26,6 +26,7 @@ from core.run import write_json
 from vla.backbones.causal import CausalBackbone
 from vla.backbones.interface import Setting, check_images
 from vla.backbones.towers import Towers, create_tower
+from vla.tokens import latent_name
 
 NAMES = {
     "vision_backbone.featurizer.": "vision.towers.0.",
@@ -36,6 +37,8 @@ NAMES = {
     "language_model.": "language.",
 }
 """What tensors are called in released files, and here."""
+RESIZED = "resize-naive"
+"""How released models resize images: each side by itself, as the towers here do."""
 SPACE = "▁"
 """What Llama's tokenizer calls the space that the released models read between the prompt and their answer."""
 
@@ -73,7 +76,14 @@ class PrismaticBackbone(CausalBackbone):
 
     def add_tokens(self, names: Sequence[str], are_trained: bool = False) -> list[int]:
         """As every backbone, but latent tokens that the weights know keep their embeddings."""
-        return super().add_tokens(names, are_trained or (self.knows_latents and names[0] == "<ACT_0>"))
+        knows = self.knows_latents and names[0] == latent_name(0)
+        rows, needed = len(self.vocabulary()[0]), len(self.tokenizer) + len(names)
+        if knows and names[0] not in self.tokenizer.get_vocab() and rows < needed:
+            raise CheckpointError(
+                f"backbone.options.knows_latents is set, but embeddings of {rows} tokens hold no {len(names)} latent "
+                f"ones after the {len(self.tokenizer)} of the tokenizer; lower num_codes, or leave knows_latents out"
+            )
+        return super().add_tokens(names, are_trained or knows)
 
     @classmethod
     def fresh(cls, options: PrismaticConfig, setting: Setting, texts: Sequence[str]) -> "PrismaticBackbone":
@@ -140,11 +150,14 @@ def _of_form(folder: Path, setting: Setting, knows_latents: bool) -> PrismaticBa
         raise CheckpointError(
             f"{file} does not describe a Prismatic model: it has no {' and no '.join(sorted(missing))}"
         )
+    if (strategy := config.get("image_resize_strategy", RESIZED)) != RESIZED:
+        raise CheckpointError(f"{file}: image_resize_strategy is {strategy!r}; models of {RESIZED!r} are read")
     names, sizes = form["timm_model_ids"], form["image_sizes"]
     extra = form.get("tower_options", [{}] * len(names))
     towers = [create_tower(n, size, **more) for n, size, more in zip(names, sizes, extra, strict=True)]
     language = AutoModelForCausalLM.from_config(LlamaConfig(**config["text_config"]), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # AutoTokenizer would ask whether to run the code that released folders name.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     backbone = PrismaticBackbone(Towers(towers, second_to_last=True), language, tokenizer, setting.views)
     backbone.knows_latents, backbone.vision_form = knows_latents, form
     return backbone
