@@ -1,13 +1,16 @@
 """What a benchmark is: tasks that can be reset by seed, observed, acted in and judged. One file each implements it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from core.policy import Observation
 from core.spaces import ActionSpace
+
+NEEDED_FACTS = ("simulator", "shader", "robot", "robot_meshes", "assets", "termination", "image_size")
+"""What every benchmark says of itself; more is welcome."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,20 @@ class Benchmark(Protocol):
     def max_steps(self) -> int:
         """Control steps after which an episode is over."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else a score depends on, as JSON values by name, `NEEDED_FACTS` among them; stands in every result.
+
+        `simulator` with its version, `shader`, `robot`, `robot_meshes` (stock or lighter), `assets` (official, or what
+        is not), `termination` (when an episode ends, in words), `image_size` (pixels, or [height, width]). Whatever
+        differs here makes results that are never averaged or compared, `image_size` aside, which is the policy's wish.
+        """
+
     def reset(self, seed: int) -> str:
-        """Start the episode that `seed` names; answers the instruction."""
+        """Start the episode that `seed` names (its number, where a benchmark has fixed ones); answers the instruction.
+
+        The same seed is the same episode, whatever was run before.
+        """
 
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""

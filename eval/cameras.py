@@ -1,17 +1,21 @@
-"""Where the simulator's cameras stand: one fixed camera for policies, and as many random ones as wanted."""
+"""Where the simulator's cameras stand: one fixed camera for policies, random ones, and how far any may be off."""
 
 import math
 import re
+import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import model_validator
+from pydantic import Field, model_validator
+from scipy.spatial.transform import Rotation
 
 from core.config import Config
 
 POLICY_CAMERA = "front"
+JITTER_STREAM = 7
+"""Random numbers of the jitter are no other's (see eval/nuisances.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +37,31 @@ class CameraPose:
         return np.stack([forward, left, np.cross(forward, left)])
 
     @property
+    def matrix(self) -> Float[np.ndarray, "4 4"]:
+        """Camera to world; the camera's axes are forward, left and up."""
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = self.axes.T, self.eye
+        return matrix
+
+    @property
     def extrinsics(self) -> Float[np.ndarray, "3 4"]:
         """World to camera, OpenCV axes (x right, y down, z forward)."""
-        forward, left, up = self.axes
-        rotation = np.stack([-left, -up, forward])
-        return np.concatenate([rotation, -rotation @ np.reshape(self.eye, (3, 1))], axis=1)
+        return _extrinsics(self.matrix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedCamera:
+    """A camera anywhere, turned in any way: one of the simulator's own, or one that is off its place."""
+
+    matrix: Float[np.ndarray, "4 4"]
+    """Camera to world; the camera's axes are forward, left and up."""
+    fov_rad: float
+    """Vertical field of view."""
+
+    @property
+    def extrinsics(self) -> Float[np.ndarray, "3 4"]:
+        """World to camera, OpenCV axes (x right, y down, z forward)."""
+        return _extrinsics(self.matrix)
 
 
 FRONT = CameraPose(eye=(0.50, 0.0, 0.45), target=(-0.02, 0.0, 0.02), fov_rad=0.85)
@@ -72,6 +96,24 @@ class RandomCameras(Config):
         return self
 
 
+class CameraJitter(Config):
+    """How far cameras may be off their places; drawn once an episode, for each camera by itself."""
+
+    translation_m: float = Field(default=0.0, ge=0)
+    """Largest distance from the place."""
+    rotation_deg: float = Field(default=0.0, ge=0, le=90)
+    """Largest angle to the orientation."""
+
+    def off_place(self, seed: int, camera: str) -> Float[np.ndarray, "4 4"]:
+        """Of the episode that `seed` names: the camera as it stands, seen from where it should stand."""
+        random = np.random.default_rng([seed, JITTER_STREAM, zlib.crc32(camera.encode())])
+        shift, axis = (vector / np.linalg.norm(vector) for vector in random.normal(size=(2, 3)))
+        distance, angle = random.uniform(size=2) * (self.translation_m, math.radians(self.rotation_deg))
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = Rotation.from_rotvec(angle * axis).as_matrix(), distance * shift
+        return matrix
+
+
 class ViewName(NamedTuple):
     """What the name of a view says."""
 
@@ -98,6 +140,15 @@ def view_name(name: str) -> ViewName:
     return ViewName(match[1], int(match[2]))
 
 
+def is_own_view(name: str) -> bool:
+    """Whether `view_name` knows the view."""
+    try:
+        view_name(name)
+    except ValueError:
+        return False
+    return True
+
+
 def place_camera(name: str, seed: int, seconds: float, ranges: RandomCameras) -> CameraPose:
     """Where the camera `name` stands, `seconds` after the start of the episode that `seed` names."""
     number = view_name(name).number
@@ -115,3 +166,9 @@ def place_camera(name: str, seed: int, seconds: float, ranges: RandomCameras) ->
     target = (*FRONT.target[:2], ranges.look_at_height_m)
     eye = np.array(target) + distance * direction + offset
     return CameraPose(eye=(float(eye[0]), float(eye[1]), float(eye[2])), target=target, fov_rad=FRONT.fov_rad)
+
+
+def _extrinsics(matrix: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3 4"]:
+    forward, left, up = matrix[:3, :3].T
+    rotation = np.stack([-left, -up, forward])
+    return np.concatenate([rotation, -rotation @ matrix[:3, 3:]], axis=1)

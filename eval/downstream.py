@@ -5,7 +5,7 @@ are crossed, and arms are compared seed by seed, state by state.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,19 @@ from jaxtyping import Float
 
 from core.run import is_done, say
 from core.significance import EpisodeSums, hierarchical_bootstrap, holm, paired_effect
-from eval.results import Interval, Result, ResultsError, by_arm, mcnemar, newcombe, read_results, wilson
+from eval.protocol import UNKNOWN
+from eval.results import (
+    Interval,
+    Result,
+    ResultsError,
+    by_arm,
+    mcnemar,
+    newcombe,
+    read_results,
+    require_one_protocol,
+    require_shared_protocol,
+    wilson,
+)
 
 ARMS = ("self", "self_cross", "supervised", "shuffled", "none")
 PRIMARY = (("self_cross", "self"),)
@@ -43,6 +55,8 @@ class Evaluation:
     """1 where the task was solved at the last step, one number an initial state; an error counts as a failure."""
     errors: int
     policy_fingerprint: str
+    protocol_fingerprint: str = UNKNOWN
+    """Identifies the conditions that all arms share; unknown in lines that are older than protocols."""
 
     @property
     def key(self) -> tuple[int, int, str]:
@@ -88,7 +102,7 @@ class Evaluations:
     """All policies that were tried, by arm, number of demonstrations and training seed.
 
     Raises:
-        ResultsError: there are none, or they were tried on different initial states.
+        ResultsError: there are none, or they were tried on different initial states or under different conditions.
     """
 
     def __init__(self, records: Sequence[Evaluation]) -> None:
@@ -99,6 +113,12 @@ class Evaluations:
             raise ResultsError(
                 f"policies were tried on different initial states (first, number): {sorted(states)}; give each its own "
                 "--out and --results"
+            )
+        protocols = {record.protocol_fingerprint for record in records}
+        if len(protocols) > 1:
+            raise ResultsError(
+                f"policies were tried under different protocols: {', '.join(sorted(protocols))} (their "
+                "protocol_fingerprint); give each its own --out and --results, or evaluate all of them anew"
             )
         self.records = {record.key: record for record in sorted(records, key=lambda record: record.key)}
         self.states = states.pop()[1]
@@ -128,12 +148,19 @@ class Evaluations:
 
 
 def gather(runs: Path) -> list[Evaluation]:
-    """Finished evaluations below `runs`, in folders `seed_N/evaluate_DEMONSTRATIONS`."""
+    """Finished evaluations below `runs`, in folders `seed_N/evaluate_DEMONSTRATIONS`.
+
+    Raises:
+        ProtocolError: episodes of one of them were run under different conditions.
+    """
     found = []
     for path in runs.glob("seed_*/evaluate_*"):
         seed, budget = path.parent.name.removeprefix("seed_"), path.name.removeprefix("evaluate_")
         if seed.isdecimal() and budget.isdecimal() and is_done(path):
-            groups = by_arm(read_results(path / "results.jsonl"))
+            results = read_results(path / "results.jsonl")
+            require_one_protocol(results)
+            require_shared_protocol(results)
+            groups = by_arm(results)
             found += [_evaluation(int(seed), int(budget), arm, group) for arm, group in groups.items()]
     return found
 
@@ -147,8 +174,14 @@ def _evaluation(training_seed: int, demonstrations: int, arm: str, results: Sequ
         first_state=ordered[0].seed,
         success_at_end=tuple(int(result.success_at_end) for result in ordered),
         errors=sum(result.error is not None for result in ordered),
-        policy_fingerprint=ordered[0].policy_fingerprint,
+        policy_fingerprint=_known(result.policy_fingerprint for result in ordered),
+        protocol_fingerprint=_known(result.protocol_fingerprint for result in ordered),
     )
+
+
+def _known(fingerprints: Iterable[str]) -> str:
+    """That of the episodes, of which those that failed early may know none."""
+    return next((fingerprint for fingerprint in fingerprints if fingerprint != UNKNOWN), UNKNOWN)
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:

@@ -9,7 +9,6 @@ from scipy.spatial.transform import Rotation
 
 from core.spaces import END_EFFECTOR_DELTA
 from eval.maniskill import ManiSkillBenchmark
-from eval.tasks import find_task
 
 OPEN, CLOSED = 1.0, -1.0
 TABLE_Z_M = 0.02
@@ -29,6 +28,13 @@ WANDER_REACH = 2.0
 """Steps' worth of way that the hand, which lags behind, covers in a movement."""
 WANDER_BOX_M = np.array([[-0.20, -0.25, 0.03], [0.12, 0.25, 0.25]])
 TURN_LIMIT_RAD = 0.08
+PEG_HALF_LENGTH_M = 0.12
+BIN_FLOOR_M = 0.0025
+BALL_RADIUS_M = 0.02
+HOOK_M = 0.15
+"""From the end of the hooked tool that is held to the near face of its hook."""
+BESIDE_M = 0.044
+"""Between the middles of two cubes that stand side by side."""
 
 
 class Intention(NamedTuple):
@@ -41,11 +47,21 @@ class Intention(NamedTuple):
 
 
 class Expert:
-    """An expert that decides from the present state alone where its next waypoint lies; `speed` in 0..1."""
+    """An expert that decides from the present state alone where its next waypoint lies; `speed` in 0..1.
+
+    Raises:
+        ValueError: the task has no expert, or its robot is moved otherwise than by increments of the end effector.
+    """
 
     def __init__(self, benchmark: ManiSkillBenchmark, seed: int, speed: float) -> None:
+        if benchmark.task not in EXPERTS:
+            raise ValueError(f"{benchmark.task} has no scripted expert; those that have: {', '.join(EXPERTS)}")
+        if benchmark.action_space != END_EFFECTOR_DELTA:
+            raise ValueError(
+                f"{benchmark.task}: the expert needs the controller pd_ee_delta_pose; leave `controller` out"
+            )
         self._benchmark = benchmark
-        self._rules = find_task(benchmark.task)
+        self._rules = benchmark.rules
         self._seed = seed
         self._speed = speed
         self._intentions = EXPERTS[benchmark.task](self)
@@ -99,6 +115,53 @@ class Expert:
         while True:
             yield self._towards(released + RISE_M, OPEN, yaw, noise_scale=0.0)
 
+    def stack_two(self) -> Iterator[Intention]:
+        """Set one cube beside another, turned alike, and a third one on both."""
+        beside, yaw = self._free_side("cubeB", "cubeC")
+        yield from self._grasp("cubeA")
+        yield from self._put("cubeA", lambda: self._position("cubeB") + BESIDE_M * beside, yaw, drop_m=0.002)
+        grasped = yield from self._grasp("cubeC")
+        yield from self._put("cubeC", lambda: self._between("cubeA", "cubeB", 0.04), grasped, drop_m=0.003)
+        while True:
+            yield self._towards(_at_height(self._hand, 0.2), OPEN, grasped, noise_scale=0.0)
+
+    def drop_into_bin(self) -> Iterator[Intention]:
+        """Grasp the ball, let go of it in the bin and rise."""
+        yaw = yield from self._grasp("obj")
+        rest = np.array([0.0, 0.0, BIN_FLOOR_M + BALL_RADIUS_M])
+        yield from self._put("obj", lambda: self._position("bin") + rest, yaw, drop_m=0.002)
+        while True:
+            yield self._towards(_at_height(self._hand, 0.12), OPEN, yaw, noise_scale=0.0)
+
+    def poke(self) -> Iterator[Intention]:
+        """Grasp the near end of the peg, point it at the cube, and push as far as needed."""
+        held = np.array([-0.09, 0.0, 0.0])
+        yield from self._grasp("peg", held, is_turned=False)
+        goal = self._position("goal_region")
+        while abs(self._position("cube")[1] - self._position("peg")[1]) > 0.004 or self._hand[2] < 0.03:
+            way = self._position("cube") - self._position("peg")
+            yield self._towards(_at_height(self._hand + np.array([0.0, way[1], 0.0]), 0.035), CLOSED, noise_scale=0.0)
+        while True:
+            left = goal[0] - 0.035 - self._position("cube")[0]
+            head = self._position("peg")[0] + PEG_HALF_LENGTH_M
+            gap = max(self._position("cube")[0] - 0.02 - head, 0.0)
+            aim = self._hand + np.array([max(left, 0.0) + gap, 0.0, 0.0])
+            yield self._towards(_at_height(aim, 0.03), CLOSED, noise_scale=0.0, speed=0.4)
+
+    def pull_with_hook(self) -> Iterator[Intention]:
+        """Grasp the tool, set its hook down behind the cube and pull until the cube is near."""
+        yield from self._grasp("l_shape_tool", np.array([0.02, 0.0, 0.0]), is_turned=False)
+        while self._hand[2] < 0.18:
+            yield self._towards(_at_height(self._hand, 0.22), CLOSED, noise_scale=0.0)
+        while np.linalg.norm((way := self._to_hooked())[:2]) > 0.015:
+            yield self._towards(_at_height(self._hand + way, 0.20), CLOSED, noise_scale=0.0)
+        while self._hand[2] > 0.035:
+            yield self._towards(_at_height(self._hand + self._to_hooked(), 0.025), CLOSED, noise_scale=0.0, speed=0.4)
+        while True:
+            left = min(-0.06 - self._position("cube")[0], 0.0)
+            aim = _at_height(self._hand + np.array([left, 0.0, 0.0]), 0.03)
+            yield self._towards(aim, CLOSED, noise_scale=0.0, speed=0.4)
+
     def wander(self) -> Iterator[Intention]:
         """Move by chance, each movement as long as a kept frame; turn back where the space to move in ends."""
         random = np.random.default_rng([self._seed, 2])
@@ -110,10 +173,12 @@ class Expert:
             for _ in range(WANDER_STEPS):
                 yield Intention(np.array([*step, 0.0, 0.0, 0.0, CLOSED], np.float32), noise_scale=0.0)
 
-    def _grasp(self, cube: str) -> Generator[Intention, None, float]:
-        """Grasp a cube from above; returns the yaw of the hand."""
-        yaw = _grasp_yaw(self._benchmark.object_pose(cube)[3:])
-        place = self._position(cube)
+    def _grasp(
+        self, thing: str, offset: Float[np.ndarray, "3"] | None = None, *, is_turned: bool = True
+    ) -> Generator[Intention, None, float]:
+        """Grasp a cube, or a thing at an `offset` from its middle, from above; returns the yaw of the hand."""
+        yaw = _grasp_yaw(self._benchmark.object_pose(thing)[3:]) if is_turned else 0.0
+        place = self._position(thing) + (0.0 if offset is None else offset)
         while np.linalg.norm(self._hand[:2] - place[:2]) >= 0.012 or np.linalg.norm(self._turn(yaw)) >= 0.25:
             yield self._towards(_at_height(place, ABOVE_Z_M), OPEN, yaw, noise_scale=1.0)
         while abs(self._hand[2] - TABLE_Z_M) >= 0.008:
@@ -121,6 +186,41 @@ class Expert:
         for _ in range(3):
             yield self._towards(_at_height(place, TABLE_Z_M), CLOSED, yaw, noise_scale=0.0)
         return yaw
+
+    def _put(
+        self, thing: str, goal: Callable[[], Float[np.ndarray, "3"]], yaw: float, drop_m: float
+    ) -> Iterator[Intention]:
+        """Carry what is held to the goal, over everything, let go `drop_m` above it and rise."""
+        while self._hand[2] <= 0.11:
+            yield self._towards(_at_height(self._hand, 0.15), CLOSED, yaw, noise_scale=0.0)
+        while np.linalg.norm((way := goal() - self._position(thing))[:2]) >= 0.003 or (
+            np.linalg.norm(self._turn(yaw)) >= 0.03
+        ):
+            yield self._towards(_at_height(self._hand + way, 0.13), CLOSED, yaw, noise_scale=0.0)
+        while self._position(thing)[2] - goal()[2] >= drop_m:
+            way = goal() - self._position(thing)
+            yield self._towards(self._hand + way, CLOSED, yaw, noise_scale=0.0, speed=0.25)
+        released = self._hand.copy()
+        while self._benchmark.proprioception()[-2:].min() < 0.03:
+            yield self._towards(released, OPEN, yaw, noise_scale=0.0)
+        while self._hand[2] < released[2] + 0.07:
+            yield self._towards(released + RISE_M + [0.0, 0.0, 0.04], OPEN, yaw, noise_scale=0.0)
+
+    def _free_side(self, cube: str, other: str) -> tuple[Float[np.ndarray, "3"], float]:
+        """The side of a cube that is farthest from another one, and the yaw of a hand whose fingers are not there."""
+        yaw = _grasp_yaw(self._benchmark.object_pose(cube)[3:])
+        away = self._position(cube) - self._position(other)
+        sides = [yaw + quarter * np.pi / 2 for quarter in range(4)]
+        angle = max(sides, key=lambda side: float(away[:2] @ [np.cos(side), np.sin(side)]))
+        return np.array([np.cos(angle), np.sin(angle), 0.0]), (angle + np.pi / 2) % np.pi - np.pi / 2
+
+    def _between(self, one: str, other: str, higher_m: float) -> Float[np.ndarray, "3"]:
+        return (self._position(one) + self._position(other)) / 2 + np.array([0.0, 0.0, higher_m])
+
+    def _to_hooked(self) -> Float[np.ndarray, "3"]:
+        """The tool's way to where its hook is behind the cube and its handle beside it."""
+        cube = self._position("cube")
+        return cube + np.array([0.02 + 0.02 - HOOK_M, -0.068, 0.0]) - self._position("l_shape_tool")
 
     def _towards(
         self,
@@ -160,6 +260,10 @@ EXPERTS: dict[str, Callable[[Expert], Iterator[Intention]]] = {
     "PickCube-v1": Expert.pick,
     "StackCube-v1": Expert.stack,
     "RandomMotion": Expert.wander,
+    "StackPyramid-v1": Expert.stack_two,
+    "PlaceSphere-v1": Expert.drop_into_bin,
+    "PokeCube-v1": Expert.poke,
+    "PullCubeTool-v1": Expert.pull_with_hook,
 }
 
 

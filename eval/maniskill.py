@@ -1,71 +1,91 @@
-"""ManiSkill's Panda tasks as a benchmark: actions in metres and radians, cameras anywhere, images on demand."""
+"""ManiSkill's tasks as a benchmark: actions in metres and radians, cameras anywhere, images on demand."""
 
-import functools
-import gc
-import logging
-import os
-import warnings
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from core.config import load_config
 from core.policy import Observation
-from core.spaces import END_EFFECTOR_DELTA, ActionSpace
+from core.spaces import ActionSpace
 from eval.benchmark import StepResult
-from eval.cameras import POLICY_CAMERA, CameraPose, RandomCameras, place_camera, view_name
-from eval.nuisances import (
-    DISTRACTOR_COLOUR,
-    DISTRACTOR_HALF_SIZE_M,
-    Nuisances,
-    augmented_copy,
-    distractor_position,
-    overlaid,
+from eval.cameras import (
+    POLICY_CAMERA,
+    CameraPose,
+    PlacedCamera,
+    RandomCameras,
+    ViewName,
+    is_own_view,
+    place_camera,
+    view_name,
 )
-from eval.robot_meshes import use_lighter_panda
-from eval.tasks import Task, find_task, is_pushed
+from eval.controllers import ControllerError, describe_controller
+from eval.maniskill_options import ManiSkillOptions
+from eval.maniskill_registry import SHADER, make_environment, registered_task, set_shader, specification
+from eval.nuisances import Nuisances, augmented_copy, distractor_position, overlaid
+from eval.robot_meshes import PANDAS
+from eval.sapien_scene import add_camera, add_distractor, as_pose, lamps_of, move_to
+from eval.sapien_scene import aim as _aim
+from eval.sapien_scene import photograph as _photograph
+from eval.sapien_scene import pose_of as _pose
+from eval.tasks import TASKS, is_pushed
 
 PICTURE = CameraPose(eye=(0.6, 0.7, 0.6), target=(0.0, 0.0, 0.25), fov_rad=0.9)
 PICTURE_SIZE = 256
-NO_RENDERER = (
-    "the simulator finds no device to render with; run scripts/setup.sh, which installs Mesa's software renderer "
-    "(packages libvulkan1 and mesa-vulkan-drivers, version 25 or newer) where there is no graphics card"
-)
 
 
 class ManiSkillBenchmark:
     """One ManiSkill task, judged by its own rule or by the direction it was told; a `Benchmark` of eval/benchmark.py.
 
-    Proprioception: end-effector position (3, m, world), quaternion (4, wxyz), openings of both fingers (2, m).
-    """
+    `cameras` are this project's views (eval/cameras.py), the simulator's own by name (such as base_camera or
+    hand_camera), or added ones; `options` are those of eval/maniskill_options.py.
 
-    action_space: ActionSpace = END_EFFECTOR_DELTA
+    Proprioception: end-effector position (3, m, world), quaternion (4, wxyz) and positions of the gripper's joints (of
+    a Panda: the openings of both fingers, m); of a robot without an end effector the positions of all joints.
+
+    Raises:
+        ValueError: there is no such task, robot, controller, camera or option.
+        FileNotFoundError: the task or the robot needs files that must be downloaded first.
+        RuntimeError: there is no device to render with.
+    """
 
     def __init__(
         self,
         task: str,
         cameras: Sequence[str] = (POLICY_CAMERA,),
         image_size: int = 112,
-        random_cameras: RandomCameras | None = None,
-        nuisances: Nuisances | None = None,
+        random_cameras: RandomCameras | Mapping[str, Any] | None = None,
+        nuisances: Nuisances | Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
+        self.options = load_config(ManiSkillOptions, None, options)
         self.task = task
         self.cameras = tuple(cameras)
-        self._rules = find_task(task)
-        self._ranges = random_cameras or RandomCameras()
-        self.nuisances = nuisances or Nuisances()
-        for camera in self.cameras:
-            view_name(camera)
+        self.rules = registered_task(task)
+        self._ranges = RandomCameras.model_validate(random_cameras or {})
+        self.nuisances = Nuisances.model_validate(nuisances or {})
         self._image_size = image_size
-        self._environment = _make_environment(self._rules)
+        self._environment = make_environment(self.rules, self.options, None if self._are_ours(cameras) else image_size)
         self._is_fresh = True
+        self._built_for: int | None = None
         self._lenses: dict[str, Any] = {}
         self._picture_lens: Any = None
-        self._furnish()
+        try:
+            self._describe()
+            self._furnish()
+        except ValueError:
+            self.close()
+            raise
         self._seed = 0
         self._steps = 0
         self._start = np.zeros(2, np.float32)
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """Meaning of the actions that `step` takes: what the robot's controller can do."""
+        return self._control.space
 
     @property
     def control_hz(self) -> float:
@@ -75,22 +95,51 @@ class ManiSkillBenchmark:
     @property
     def max_steps(self) -> int:
         """Control steps after which an episode is over."""
-        return self._rules.max_steps
+        return self.options.max_steps or self.rules.max_steps
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else a score depends on; see eval/benchmark.py."""
+        robot = self._environment.agent.uid
+        registered = specification(self.rules).max_episode_steps
+        changes = {
+            "held_still": list(self._control.held),
+            "camera_jitter": self.options.camera_jitter.model_dump(mode="json", exclude_defaults=True),
+            "added_cameras": self.options.model_dump(mode="json")["added_cameras"],
+            "random_cameras": self._ranges.model_dump(mode="json", exclude_defaults=True),
+            "nuisances": self.nuisances.model_dump(mode="json", exclude_defaults=True),
+        }
+        return {
+            "simulator": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mani-skill", "sapien")),
+            "physics": self._environment.backend.sim_backend,
+            "environment": self.rules.environment,
+            "shader": SHADER,
+            "robot": robot,
+            "controller": self._environment.agent.control_mode,
+            "robot_meshes": self.options.robot_meshes if robot in PANDAS else "stock",
+            "assets": "official",
+            "termination": f"after {self.max_steps} control steps (registered: {registered}), not at a first success",
+            "image_size": self._image_size,
+            "instruction": "derived from the task's name" if self.rules.is_derived else "eval/tasks.py",
+            **{name: value for name, value in changes.items() if value},
+        }
 
     def reset(self, seed: int) -> str:
         """Start the episode that `seed` names; answers the instruction.
 
         The scene is built anew when anything happened in it: PhysX resolves contacts in an order that depends on all
-        that happened before, so that the same actions could otherwise end differently.
+        that happened before, so that the same actions could otherwise end differently. Scenes that are not known to
+        look the same for every seed are built for theirs.
         """
-        self._environment.reset(seed=seed, options={"reconfigure": not self._is_fresh})
-        if not self._is_fresh:
-            self._is_fresh = True
+        is_any_seeds = self.task in TASKS or self._built_for == seed
+        _, info = self._environment.reset(seed=seed, options={"reconfigure": not (self._is_fresh and is_any_seeds)})
+        if info["reconfigure"]:  # some tasks build their scene at every reset
+            self._is_fresh, self._built_for = True, seed
             self._furnish()
         self._seed, self._steps = seed, 0
-        if self._rules.directions:
-            self._start = self.object_pose(self._rules.moved_object)[:2]
-        return self._rules.instruction(seed)
+        if self.rules.directions:
+            self._start = self.object_pose(self.rules.moved_object)[:2]
+        return self.rules.instruction(seed)
 
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""
@@ -99,14 +148,14 @@ class ManiSkillBenchmark:
     def step(self, action: Float[np.ndarray, " dims"]) -> StepResult:
         """Take one action, in the units of `action_space`; what exceeds the robot's limits is clipped."""
         self._is_fresh = False
-        _, _, _, _, info = self._environment.step(self._normalised(action))
+        _, _, _, _, info = self._environment.step(self._control.native(action)[None])
         self._steps += 1
         return StepResult(success=self._is_success(info), is_over=self._steps >= self.max_steps)
 
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
         """An RGB picture for people, of the whole robot."""
         if self._picture_lens is None:
-            self._picture_lens = self._add_camera("picture", PICTURE_SIZE)
+            self._picture_lens = add_camera(self._scene, "picture", PICTURE_SIZE)
         _aim(self._picture_lens, PICTURE)
         self._scene.update_render()
         return _photograph(self._picture_lens)
@@ -120,26 +169,39 @@ class ManiSkillBenchmark:
     def render(self, cameras: Sequence[str] | None = None) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
         """What cameras (default: all) see at this instant."""
         wanted = self.cameras if cameras is None else cameras
+        if not wanted:
+            return {}
         for camera in wanted:
-            _aim(self._lenses[camera], self.camera_pose(camera))
+            self._place(camera)
         self._disturb_scene()
         self._scene.update_render()
         return {camera: self._picture_of(camera) for camera in wanted}
 
-    def camera_pose(self, camera: str) -> CameraPose:
+    def camera_pose(self, camera: str) -> CameraPose | PlacedCamera:
         """Where a camera stands at this instant."""
-        pose = place_camera(camera, self._seed, self._steps / self.control_hz, self._ranges)
-        number = view_name(camera).number
-        return self.nuisances.shaken(pose, number, self._seed, self._steps) if number else pose
+        if camera in self._own_local:
+            self._place(camera)
+            lens = self._lenses[camera]
+            return PlacedCamera(matrix=lens.get_global_pose().to_transformation_matrix(), fov_rad=lens.fovy)
+        pose = self._planned_pose(camera)
+        if not self._is_jittered:
+            return pose
+        return PlacedCamera(matrix=pose.matrix @ self._jitter(camera), fov_rad=pose.fov_rad)
 
-    def proprioception(self) -> Float32[np.ndarray, "9"]:
+    def proprioception(self) -> Float32[np.ndarray, " numbers"]:
         """What the robot feels; see the class."""
-        fingers = self._environment.agent.robot.get_qpos()[0, -2:].cpu().numpy()
-        return np.concatenate([_pose(self._environment.agent.tcp), fingers]).astype(np.float32)
+        joints = self._environment.agent.robot.get_qpos()[0].cpu().numpy()
+        hand = getattr(self._environment.agent, "tcp", None)
+        felt = joints if hand is None else np.concatenate([_pose(hand), joints[self._gripper_joints]])
+        return felt.astype(np.float32)
 
     def object_pose(self, name: str) -> Float32[np.ndarray, "7"]:
         """Position (m) and quaternion (wxyz) of a thing of the scene, for scripted experts; a policy never gets it."""
         return _pose(getattr(self._environment, name))
+
+    def robot_base_pose(self) -> Float32[np.ndarray, "7"]:
+        """Position (m) and quaternion (wxyz) of the frame that the end effector's increments are in."""
+        return _pose(self._environment.agent.robot)
 
     def get_state(self) -> Float32[np.ndarray, " numbers"]:
         """All positions and velocities of the simulator at this instant."""
@@ -153,23 +215,56 @@ class ManiSkillBenchmark:
         self._environment.set_state(torch.from_numpy(state)[None])
         self._seed, self._steps = seed, step
 
-    def _normalised(self, action: Float[np.ndarray, " dims"]) -> Float32[np.ndarray, "1 dims"]:
-        """ManiSkill's numbers for an action: its controller scales rotations by their *lower* limit, a sign flip."""
-        limits = self._environment.agent.controller.controllers["arm"].config
-        scale = np.array([*[limits.pos_upper] * 3, *[limits.rot_lower] * 3, 1.0])
-        return np.clip(action / scale, -1.0, 1.0).astype(np.float32)[None]
+    def _are_ours(self, cameras: Sequence[str]) -> bool:
+        return all(is_own_view(camera) or camera in self.options.added_cameras for camera in cameras)
+
+    @property
+    def _is_jittered(self) -> bool:
+        return bool(self.options.camera_jitter.model_dump(exclude_defaults=True))
+
+    def _jitter(self, camera: str) -> Float[np.ndarray, "4 4"]:
+        return self.options.camera_jitter.off_place(self._seed, camera)
+
+    def _planned_pose(self, camera: str) -> CameraPose:
+        if camera in self.options.added_cameras:
+            return self.options.added_cameras[camera].pose
+        pose = place_camera(camera, self._seed, self._steps / self.control_hz, self._ranges)
+        number = view_name(camera).number
+        return self.nuisances.shaken(pose, number, self._seed, self._steps) if number else pose
+
+    def _place(self, camera: str) -> None:
+        """Put a camera where it stands at this instant; the simulator's own move with what they are fixed to."""
+        if camera not in self._own_local:
+            _aim(self._lenses[camera], self.camera_pose(camera))
+        elif self._is_jittered:
+            self._lenses[camera].set_local_pose(as_pose(self._own_local[camera] @ self._jitter(camera)))
+
+    def _describe(self) -> None:
+        """Learn from the simulator what its robot takes and feels."""
+        agent = self._environment.agent
+        try:
+            self._control = describe_controller(agent.controller, agent.uid)
+        except ControllerError as error:
+            others = ", ".join(name for name in agent.supported_control_modes if name != agent.control_mode)
+            raise ValueError(
+                f"controller: {agent.control_mode!r} of {agent.uid} cannot be used: {error}; it also offers {others}"
+            ) from None
+        if not self.rules.directions and not self.rules.is_free and "success" not in self._environment.get_info():
+            raise ValueError(f"{self.task} has no success that could be judged, only a reward")
+        gripper = getattr(agent.controller, "controllers", {}).get("gripper")
+        self._gripper_joints = [] if gripper is None else gripper.active_joint_indices.cpu().numpy()
 
     def _is_success(self, info: dict[str, Any]) -> bool:
-        if self._rules.is_free:
+        if self.rules.is_free:
             return self._steps >= self.max_steps
-        direction = self._rules.direction(self._seed)
+        direction = self.rules.direction(self._seed)
         if direction is None:
             return bool(info["success"][0])
-        return is_pushed(self.object_pose(self._rules.moved_object)[:2] - self._start, direction)
+        return is_pushed(self.object_pose(self.rules.moved_object)[:2] - self._start, direction)
 
     def _picture_of(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         picture = _photograph(self._lenses[camera])
-        kind, number = view_name(camera)
+        kind, number = view_name(camera) if is_own_view(camera) else ViewName(camera, 0)
         if self.nuisances.overlay and number:
             picture = overlaid(picture, number, self._seed, self._steps)
         return augmented_copy(picture, number, self._seed) if kind == "copy" else picture
@@ -177,7 +272,7 @@ class ManiSkillBenchmark:
     def _disturb_scene(self) -> None:
         """Put lamps and distractor as they are at this instant."""
         if self._distractor is not None:
-            self._distractor.set_pose(_pose_at(distractor_position(self._seed, self._steps)))
+            move_to(self._distractor, distractor_position(self._seed, self._steps))
         if self.nuisances.light:
             factor = self.nuisances.brightness(self._seed, self._steps)
             self._scene.set_ambient_light(factor * self._ambient)
@@ -186,98 +281,30 @@ class ManiSkillBenchmark:
 
     def _furnish(self) -> None:
         """Put cameras and distractor into a newly built scene and hide what no camera shall see."""
+        set_shader()
         self._scene = self._environment.scene.sub_scenes[0]
-        self._lenses = {camera: self._add_camera(camera, self._image_size) for camera in self.cameras}
+        self._lenses = {camera: self._lens_of(camera) for camera in self.cameras}
+        self._own_local = {
+            camera: lens.get_local_pose().to_transformation_matrix()
+            for camera, lens in self._lenses.items()
+            if not self._are_ours([camera])
+        }
         self._picture_lens = None
-        for name in self._rules.hidden:
+        for name in self.rules.hidden:
             getattr(self._environment, name).hide_visual()
         self._ambient = np.array(self._scene.ambient_light)
-        self._lamps = [(lamp, np.array(lamp.color)) for lamp in _lamps_of(self._scene)]
-        self._distractor = _add_box(self._scene) if self.nuisances.distractor else None
+        self._lamps = [(lamp, np.array(lamp.color)) for lamp in lamps_of(self._scene)]
+        self._distractor = add_distractor(self._scene) if self.nuisances.distractor else None
 
-    def _add_camera(self, name: str, size: int) -> Any:
-        return self._scene.add_camera(name, width=size, height=size, fovy=1.0, near=0.01, far=100.0)
-
-
-def _make_environment(task: Task) -> Any:
-    """The scene of a task with the light Panda, without ManiSkill's own images.
-
-    Raises:
-        RuntimeError: there is no device to render with.
-    """
-    _import_simulator()
-    import torch
-    from mani_skill.render import PREBUILT_SHADER_CONFIGS, set_shader_pack
-    from mani_skill.utils.registration import REGISTERED_ENVS
-
-    use_lighter_panda()
-    stock = REGISTERED_ENVS[task.environment].cls
-    scene = type(stock.__name__, (stock,), {"cube_half_size": task.cube_half_size_m})
-    try:
-        environment = scene(
-            obs_mode="none",
-            reward_mode="none",
-            control_mode="pd_ee_delta_pose",
-            robot_uids="panda",
-            sim_backend="physx_cpu",
-            render_backend="gpu" if torch.cuda.is_available() else "cpu",
-        )
-    except RuntimeError as error:
-        raise RuntimeError(f"{NO_RENDERER} (the simulator said: {error})") from error
-    set_shader_pack(PREBUILT_SHADER_CONFIGS["minimal"])
-    return environment
-
-
-@functools.cache
-def _import_simulator() -> None:
-    """Import ManiSkill, once and quietly."""
-    os.environ.setdefault("MS_RENDERER_LOG_LEVEL", "error")
-    warnings.filterwarnings("ignore", module=r"(mani_skill|gymnasium|sapien|toppra).*")
-    import mani_skill.envs
-
-    mani_skill.logger.setLevel(logging.ERROR)
-    # ManiSkill collects garbage whenever it builds a scene: 0.35 s to walk through all that imports alone have left
-    # behind, 0.02 s without.
-    gc.freeze()
-
-
-def _aim(lens: Any, pose: CameraPose) -> None:
-    import sapien
-
-    matrix = np.eye(4, dtype=np.float32)
-    matrix[:3, :3], matrix[:3, 3] = pose.axes.T, pose.eye
-    lens.entity.set_pose(sapien.Pose(matrix))
-    lens.set_fovy(pose.fov_rad)
-
-
-def _lamps_of(scene: Any) -> list[Any]:
-    kinds = ("RenderDirectionalLightComponent", "RenderPointLightComponent")
-    return [part for thing in scene.entities for part in thing.components if type(part).__name__ in kinds]
-
-
-def _add_box(scene: Any) -> Any:
-    """A thing that is seen and that nothing can touch."""
-    import sapien
-
-    material = sapien.render.RenderMaterial(base_color=[*DISTRACTOR_COLOUR, 1.0])
-    body = sapien.render.RenderBodyComponent()
-    body.attach(sapien.render.RenderShapeBox([DISTRACTOR_HALF_SIZE_M] * 3, material))
-    box = sapien.Entity()
-    box.add_component(body)
-    scene.add_entity(box)
-    return box
-
-
-def _pose_at(position: Float[np.ndarray, "3"]) -> Any:
-    import sapien
-
-    return sapien.Pose(position.astype(np.float32))
-
-
-def _photograph(lens: Any) -> UInt8[np.ndarray, "height width 3"]:
-    lens.take_picture()
-    return np.ascontiguousarray(lens.get_picture("Color")[..., :3])
-
-
-def _pose(thing: Any) -> Float32[np.ndarray, "7"]:
-    return thing.pose.raw_pose[0].cpu().numpy().astype(np.float32)
+    def _lens_of(self, camera: str) -> Any:
+        if self._are_ours([camera]):
+            return add_camera(self._scene, camera, self._image_size)
+        own = self._environment._sensors | self._environment._human_render_cameras
+        if camera not in own:
+            try:
+                view_name(camera)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; {self.task} itself has {', '.join(own)}, and added_cameras takes more"
+                ) from None
+        return own[camera].camera._render_cameras[0]

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
 from core.json_lines import LinesError, append_json_line, read_json_lines
+from eval.protocol import UNKNOWN, Protocol, ProtocolError
 
 
 class ResultsError(ValueError):
@@ -25,6 +26,7 @@ class Result:
     instruction: str
     """What the policy was told, which a shuffled-instruction arm makes differ from what was judged."""
     seed: int
+    """Of the initial state; its number where a benchmark has fixed ones."""
     success_at_end: bool
     """The task was solved at the last step: the honest number."""
     success_at_any_time: bool
@@ -32,15 +34,23 @@ class Result:
     steps: int
     """Control steps taken."""
     seconds: float
-    """Wall-clock time of the episode."""
+    """Wall-clock time of the episode, of its last attempt."""
     clipped_steps: int = 0
     """Steps whose action left the action space and was clipped into it."""
     error: str | None = None
     """Why the episode could not be finished; such an episode counts as a failure."""
     video: str | None = None
     """Path of a recording, relative to the results file."""
+    attempts: int = 1
+    """How often it was begun; more than once where a worker or the policy's server was lost."""
+    faults: list[str] = field(default_factory=list)
+    """Why each attempt before the last one, or all of a failed episode, came to nothing."""
     policy_fingerprint: str
     versions: dict[str, str] = field(default_factory=dict)
+    protocol_fingerprint: str = UNKNOWN
+    """Identifies the conditions that arms must share to be compared; see `Protocol`."""
+    protocol: Protocol | None = None
+    """None where an error came before it was known, and in files that are older than protocols."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -101,11 +111,17 @@ def read_results(path: str | Path) -> list[Result]:
     results: dict[tuple[str, str, int], Result] = {}
     for number, values in enumerate(lines, start=1):
         try:
-            result = Result(**values)
+            result = _result(values)
         except TypeError as error:
             raise ResultsError(f"{path}, line {number} is not a result ({error}); remove that line") from None
         results[result.key] = result
     return list(results.values())
+
+
+def _result(values: dict[str, Any]) -> Result:
+    result = Result(**values)
+    protocol: Any = result.protocol
+    return result if protocol is None else replace(result, protocol=Protocol(**protocol))
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
@@ -136,8 +152,62 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 
+def require_one_protocol(results: Iterable[Result]) -> None:
+    """Refuse results of one arm on one task that were not got under the same conditions by the same policy.
+
+    An episode that failed before its conditions were known fits anywhere: it is a failure under any.
+
+    Raises:
+        ProtocolError: conditions or policies differ; the message says in what.
+    """
+    first: dict[tuple[str, str], Result] = {}
+    for result in sorted(_with_conditions(results), key=lambda result: result.error is not None):
+        other = first.setdefault((result.arm, result.task), result)
+        # A policy that failed may not have answered a chunk, whose length is then unknown.
+        _require_same(other, result, f"{result.task} by {result.arm}", only_benchmark=result.error is not None)
+
+
+def require_shared_protocol(results: Iterable[Result]) -> None:
+    """Refuse results of several arms where the benchmark's part of the conditions of a task differs.
+
+    Raises:
+        ProtocolError: it does; the message says in what.
+    """
+    first: dict[str, Result] = {}
+    for result in _with_conditions(results):
+        other = first.setdefault(result.task, result)
+        _require_same(other, result, f"{result.task} by {other.arm} and {result.arm}", only_benchmark=True)
+
+
+def _with_conditions(results: Iterable[Result]) -> list[Result]:
+    return [result for result in results if result.error is None or result.protocol is not None]
+
+
+def _require_same(ours: Result, theirs: Result, what: str, only_benchmark: bool) -> None:
+    same_policy = only_benchmark or ours.policy_fingerprint == theirs.policy_fingerprint
+    if same_policy and ours.protocol == theirs.protocol:
+        return
+    if ours.protocol is None or theirs.protocol is None:
+        known, unknown = (theirs, ours) if ours.protocol is None else (ours, theirs)
+        differ = [f"seed {unknown.seed} records no protocol, seed {known.seed} does"]
+    else:
+        differ = ours.protocol.difference(theirs.protocol, only_benchmark)
+    if not same_policy:
+        differ.append(f"policy_fingerprint: {ours.policy_fingerprint} -> {theirs.policy_fingerprint}")
+    if differ:
+        raise ProtocolError(
+            f"{what}: results of different protocols are neither averaged nor compared: {'; '.join(differ)}; "
+            "evaluate all of them again under one protocol, into a new --out"
+        )
+
+
 def summarise(results: Sequence[Result]) -> Summary:
-    """Success of a group of episodes, with its interval."""
+    """Success of a group of episodes, with its interval.
+
+    Raises:
+        ProtocolError: episodes of one arm on one task differ in their conditions.
+    """
+    require_one_protocol(results)
     n = len(results)
     at_end = sum(result.success_at_end for result in results)
     at_any_time = sum(result.success_at_any_time for result in results)
@@ -162,7 +232,15 @@ def by_task(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def compare(first: Iterable[Result], second: Iterable[Result]) -> Comparison:
-    """Two arms on the episodes (task and seed) that both have."""
+    """Two arms on the episodes (task and seed) that both have.
+
+    Raises:
+        ProtocolError: episodes differ in conditions that both arms must share, or within one arm.
+    """
+    first, second = list(first), list(second)
+    require_one_protocol(first)
+    require_one_protocol(second)
+    require_shared_protocol([*first, *second])
     ours = {(result.task, result.seed): result.success_at_end for result in first}
     theirs = {(result.task, result.seed): result.success_at_end for result in second}
     shared = sorted(ours.keys() & theirs.keys())

@@ -11,14 +11,19 @@ SMALLEST_MESH = 40
 SHARP_EDGE_RAD = 0.6
 
 
-def use_lighter_panda() -> None:
-    """Make ManiSkill load the light meshes for the Panda, with and without wrist camera, from now on."""
-    from mani_skill.agents.robots.panda.panda import Panda
-    from mani_skill.agents.robots.panda.panda_wristcam import PandaWristCam
+PANDAS = {"panda": "panda_v2.urdf", "panda_wristcam": "panda_v3.urdf", "panda_stick": "panda_stick.urdf"}
+"""Robots whose meshes can be made lighter, and their descriptions."""
+LIGHTER, STOCK = "lighter", "stock"
 
-    folder = lighter_panda()
-    Panda.urdf_path = str(folder / "panda_v2.urdf")
-    PandaWristCam.urdf_path = str(folder / "panda_v3.urdf")
+
+def use_panda_meshes(meshes: str) -> None:
+    """Make ManiSkill load the `lighter` or the `stock` meshes for every kind of Panda from now on."""
+    from mani_skill import PACKAGE_ASSET_DIR
+    from mani_skill.agents.registration import REGISTERED_AGENTS
+
+    folder = lighter_panda() if meshes == LIGHTER else Path(PACKAGE_ASSET_DIR) / "robots" / "panda"
+    for robot, description in PANDAS.items():
+        REGISTERED_AGENTS[robot].agent_cls.urdf_path = str(folder / description)
 
 
 def lighter_panda() -> Path:

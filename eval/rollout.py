@@ -9,6 +9,7 @@ from jaxtyping import Float
 from core.policy import ActionChunk, Observation, Policy
 from core.spaces import ActionSpace
 from eval.benchmark import Benchmark
+from eval.execution import Execution, Executor
 
 MEANING = ("names", "units", "kind", "frame", "rotation")
 MAX_DRAWS = 100
@@ -28,14 +29,16 @@ class Outcome(NamedTuple):
     steps: int
     """Control steps taken."""
     clipped_steps: int
-    """Steps whose action left the range of the benchmark's action space."""
+    """Steps whose action left the range of the benchmark's action space and was clipped into it."""
+    chunk_horizon: int
+    """Actions of the policy's longest chunk."""
 
 
 def rollout(
     benchmark: Benchmark,
     policy: Policy,
     seed: int,
-    execute_steps: int,
+    execution: Execution,
     instruction: str | None = None,
     on_frame: Callable[[Observation], None] | None = None,
 ) -> Outcome:
@@ -43,12 +46,14 @@ def rollout(
 
     The simulator renders at policy calls only, or at every step when `on_frame` wants to see each observation.
 
-    Of each chunk, `execute_steps` actions are taken before the policy is asked again. An `instruction` is told to the
-    policy instead of the true one, which is judged all the same.
+    `execution` says how chunks become actions. An `instruction` is told to the policy instead of the true one, which is
+    judged all the same.
 
     Raises:
         RolloutError: action spaces or control rates differ, a camera is missing, an action is not finite or too wide.
+        ExecutionError: an action is far out of range, or `execution` does not fit the action space.
     """
+    executor = Executor(execution, benchmark.action_space)
     require_same_meaning(policy.action_space, benchmark.action_space)
     trained_hz = getattr(policy, "control_hz", benchmark.control_hz)
     if abs(trained_hz - benchmark.control_hz) > 0.01 * benchmark.control_hz:
@@ -59,16 +64,15 @@ def rollout(
     true_instruction = benchmark.reset(seed)
     told = true_instruction if instruction is None else instruction
     policy.reset(told, seed)
-    steps = clipped_steps = 0
+    steps = chunk_horizon = 0
     success = any_success = is_over = False
     while not is_over and steps < benchmark.max_steps:
-        observation = _observe(benchmark, policy, on_frame)
-        for index, action in enumerate(_actions(policy.act(observation), benchmark.action_space)[:execute_steps]):
+        chunk = _actions(policy.act(_observe(benchmark, policy, on_frame)), benchmark.action_space)
+        chunk_horizon = max(chunk_horizon, len(chunk))
+        for index, action in enumerate(executor.actions(chunk)):
             if index and on_frame is not None:
                 on_frame(benchmark.observe())
-            allowed = np.clip(action, benchmark.action_space.low, benchmark.action_space.high)
-            clipped_steps += int(not np.allclose(allowed, action, atol=1e-6))
-            result = benchmark.step(allowed)
+            result = benchmark.step(action)
             success, is_over = bool(result.success), result.is_over
             any_success |= success
             steps += 1
@@ -76,7 +80,7 @@ def rollout(
                 break
     if on_frame is not None:
         on_frame(benchmark.observe())
-    return Outcome(told, success, any_success, steps, clipped_steps)
+    return Outcome(told, success, any_success, steps, executor.clipped_steps, chunk_horizon)
 
 
 def require_same_meaning(ours: ActionSpace, theirs: ActionSpace) -> None:

@@ -1,119 +1,109 @@
-"""Many episodes in several processes: every result on disk at once, finished episodes never run twice."""
+"""Many episodes in several processes: every result on disk at once, finished episodes never run twice, none lost."""
 
-import multiprocessing
 import os
-import pkgutil
 import time
+import traceback
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from core.policy import Observation, Policy
-from core.run import say, versions
-from eval.baselines import ExpertPolicy, RandomPolicy
+from core.run import say
 from eval.benchmark import Benchmark
-from eval.results import Result, append_result, by_arm, read_results
+from eval.pool import Done, Lost, run_in_processes
+from eval.protocol import UNKNOWN, ProtocolError, protocol_of
+from eval.remote import RemoteError
+from eval.results import Result, append_result, by_arm, read_results, require_one_protocol
 from eval.rollout import Outcome, another_instruction, rollout
 from eval.video import side_by_side, write_video
+from eval.workshop import Job, Setup, Workshop, is_trained
 
 RESULTS_FILE = "results.jsonl"
-RANDOM, EXPERT = "random", "expert"
 HOPELESS_AFTER = 3
 SAY_EVERY_S = 10.0
+ATTEMPTS = 3
+TIMEOUT_S = 900.0
+NOTHING = Outcome("", False, False, 0, 0, 0)
 
 
 class RunnerError(RuntimeError):
     """An evaluation that cannot go on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One episode to run."""
+class Fault(NamedTuple):
+    """An attempt that came to nothing through no fault of the policy's: the episode is worth another one."""
 
-    arm: str
-    task: str
-    seed: int
-    policy: str
-    """Path of a trained policy, `random` or `expert`."""
-    is_shuffled: bool = False
-    """Tell the policy another instruction of the task than the true one."""
-    is_recorded: bool = False
-    """Keep a video of it."""
+    reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """How workers make what they need; import strings `package.module:name`, so that nothing here imports them."""
+def run(
+    jobs: Sequence[Job],
+    setup: Setup,
+    out: str | Path,
+    workers: int,
+    timeout_s: float = TIMEOUT_S,
+    attempts: int = ATTEMPTS,
+) -> list[Result]:
+    """Run the jobs that `out`/results.jsonl does not hold yet, and answer the results of all, in the order of `jobs`.
 
-    make_policy: str
-    """Called with the path of a trained policy; the policy says its `image_size`."""
-    make_benchmark: str
-    """Called with `task`, `image_size` and, where the policy names some, `cameras`."""
-    execute_steps: int
-    """Actions of each chunk that are taken before the policy is asked again."""
-    image_size: int
-    """Pixels of the images where the policy sees none."""
-
-
-def run(jobs: Sequence[Job], setup: Setup, out: str | Path, workers: int) -> list[Result]:
-    """Run the jobs that `out`/results.jsonl does not hold yet, and answer the results of all.
-
-    An episode that fails with an error is recorded, counts as a failure, and is tried again by the next call.
+    An episode that fails with an error is recorded, counts as a failure, and is tried again by the next call. One
+    whose worker crashes, is killed, or needs more than `timeout_s`, is begun anew at once, `attempts` times in all.
 
     Raises:
-        RunnerError: the first three episodes all fail with the same error, or a worker process dies.
+        RunnerError: the first three episodes all fail with the same error.
+        PolicyProcessError: the policy's server cannot be started.
+        ProtocolError: an episode was run under other conditions than those of the same arm and task before it.
     """
-    out = Path(out)
-    file = out / RESULTS_FILE
+    file = Path(out) / RESULTS_FILE
     known = [result for result in read_results(file) if result.error is None] if file.is_file() else []
     done = {result.key for result in known}
-    waiting = [job for job in jobs if (job.arm, job.task, job.seed) not in done]
+    waiting = deque(job for job in jobs if job.key not in done)
     if done:
         say(f"evaluate: {len(jobs) - len(waiting)} of {len(jobs)} episodes are already in {file}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers, whose number is the parallelism
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(waiting)) or 1, mp_context=spawn)
+    ledger = _Ledger(file, known, len(waiting), attempts)
     try:
-        _collect([pool.submit(run_job, job, setup, out) for job in waiting], file)
-    except BrokenProcessPool:
-        raise RunnerError(
-            f"a worker process died (often: out of memory with workers = {workers}); the same command goes on"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-    wanted = {(job.arm, job.task, job.seed) for job in jobs}
-    return [result for result in read_results(file) if result.key in wanted] if file.is_file() else []
+        for path, group in _groups(waiting, setup):
+            with _server(path, setup, timeout_s) as server:
+                there = replace(setup, address=server.address if server else "")
+                work = partial(run_job, setup=there, out=Path(out))
+                with closing(run_in_processes(work, group, workers, timeout_s)) as outcomes:
+                    for outcome in outcomes:
+                        if not ledger.settled(outcome):
+                            group.appendleft(outcome.item)
+                            if server:
+                                server.require_hope()  # otherwise all episodes would wait for it in vain
+    except KeyboardInterrupt:
+        ledger.say_progress()
+        raise
+    found = {result.key: result for result in read_results(file)} if file.is_file() else {}
+    return [found[job.key] for job in jobs if job.key in found]
 
 
-def run_job(job: Job, setup: Setup, out: Path) -> Result:
+def run_job(job: Job, setup: Setup, out: Path) -> Result | Fault:
     """Run one episode in this process, which keeps its simulators and its last policy for the next one."""
     started = time.monotonic()
-    frames: list[np.ndarray] = []
-    error, fingerprint, video = None, "unknown", None
-    outcome = Outcome("", False, False, 0, 0)
+    outcome, fingerprint, protocol, error, video = NOTHING, UNKNOWN, None, None, None
     try:
         policy, benchmark = _WORKSHOP.policy_and_benchmark(job, setup)
         fingerprint = policy.fingerprint
-
-        def keep(observation: Observation) -> None:
-            frames.append(side_by_side(observation, policy.cameras))
-
-        told = another_instruction(benchmark, job.seed) if job.is_shuffled else None
-        on_frame = keep if job.is_recorded else None
-        outcome = rollout(benchmark, policy, job.seed, setup.execute_steps, told, on_frame)
-        if frames:
-            video = f"videos/{job.arm}_{job.task}_{job.seed}.mp4"
-            write_video(out / video, np.stack(frames), benchmark.control_hz)
-    except Exception as problem:  # the only place allowed to: one bad episode must not end the others
+        protocol = protocol_of(benchmark, policy, setup.execution, job.is_shuffled)
+        outcome, video = _episode(job, setup, out, policy, benchmark)
+        protocol = protocol.with_horizon(outcome.chunk_horizon)
+    except (ConnectionError, RemoteError) as problem:
+        return Fault(f"{type(problem).__name__}: {problem}")
+    except Exception as problem:  # noqa: BLE001 - the only place allowed to: one bad episode must not end the others
         if os.environ.get("MVP_LAM_TRACEBACK"):
-            raise
+            say(traceback.format_exc())
         error = f"{type(problem).__name__}: {problem}"
-        outcome = outcome._replace(success_at_end=False, success_at_any_time=False)
+    facts = outcome._asdict()
+    del facts["chunk_horizon"]
     return Result(
         arm=job.arm,
         task=job.task,
@@ -123,70 +113,130 @@ def run_job(job: Job, setup: Setup, out: Path) -> Result:
         policy_fingerprint=fingerprint,
         seconds=round(time.monotonic() - started, 3),
         versions=_WORKSHOP.versions,
-        **outcome._asdict(),
+        protocol_fingerprint=UNKNOWN if protocol is None else protocol.fingerprint,
+        protocol=protocol,
+        **facts,
     )
 
 
-@dataclass
-class _Workshop:
-    """What a worker process keeps between jobs: one simulator a task and kind of images, the last policy."""
+def _episode(job: Job, setup: Setup, out: Path, policy: Policy, benchmark: Benchmark) -> tuple[Outcome, str | None]:
+    """The episode and the path of its recording, if one was wanted."""
+    frames: list[np.ndarray] = []
 
-    benchmarks: dict[tuple[str, int, tuple[str, ...]], Benchmark] = field(default_factory=dict)
-    path: str | None = None
-    policy: Policy | None = None
-    versions: dict[str, str] = field(default_factory=versions)
+    def keep(observation: Observation) -> None:
+        frames.append(side_by_side(observation, policy.cameras))
 
-    def policy_and_benchmark(self, job: Job, setup: Setup) -> tuple[Policy, Benchmark]:
-        """Those of the job, made where they are not there yet."""
-        if job.policy in (RANDOM, EXPERT):
-            benchmark: Any = self.benchmark(setup, job.task, setup.image_size, ())
-            is_random = job.policy == RANDOM
-            return RandomPolicy(benchmark.action_space) if is_random else ExpertPolicy(benchmark), benchmark
-        if self.policy is None or self.path != job.policy:
-            self.policy = None  # frees the memory before the next one is loaded
-            self.policy = pkgutil.resolve_name(setup.make_policy)(job.policy)
-            self.path = job.policy
-        policy: Any = self.policy
-        return policy, self.benchmark(setup, job.task, policy.image_size, policy.cameras)
-
-    def benchmark(self, setup: Setup, task: str, image_size: int, cameras: tuple[str, ...]) -> Benchmark:
-        """The simulator of a task, with its own choice of cameras where none are named."""
-        key = (task, image_size, cameras)
-        if key not in self.benchmarks:
-            named = {"cameras": cameras} if cameras else {}
-            make = pkgutil.resolve_name(setup.make_benchmark)
-            self.benchmarks[key] = make(task=task, image_size=image_size, **named)
-        return self.benchmarks[key]
+    told = another_instruction(benchmark, job.seed) if job.is_shuffled else None
+    outcome = rollout(benchmark, policy, job.seed, setup.execution, told, keep if job.is_recorded else None)
+    if not frames:
+        return outcome, None
+    video = f"videos/{job.arm}_{job.task}_{job.seed}.mp4"
+    write_video(out / video, np.stack(frames), benchmark.control_hz)
+    return outcome, video
 
 
-_WORKSHOP = _Workshop()
+_WORKSHOP = Workshop()
 
 
-def _collect(futures: list["Future[Result]"], file: Path) -> None:
-    """Write results as they come, say how it goes, stop when it is hopeless."""
-    started = said = time.monotonic()
-    results: list[Result] = []
-    for future in as_completed(futures):
-        result = future.result()
-        append_result(file, result)
-        results.append(result)
+def _groups(jobs: Sequence[Job], setup: Setup) -> list[tuple[str, deque[Job]]]:
+    """Jobs that run side by side, with the path of the policy that is served to them, if one is."""
+    if not setup.server_batch:
+        return [("", deque(jobs))]
+    groups: dict[str, deque[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.policy if is_trained(job.policy) else "", deque()).append(job)
+    return list(groups.items())
+
+
+def _server(path: str, setup: Setup, timeout_s: float) -> AbstractContextManager[Any]:
+    """The policy's process; None where none is served."""
+    if not path:
+        return nullcontext()
+    from eval.policy_process import PolicyProcess
+    from eval.serving_settings import ServingConfig
+
+    say(f"evaluate: {path} is served to all workers")
+    return PolicyProcess(setup.make_policy, path, ServingConfig(port=0, max_batch=setup.server_batch, idle_s=timeout_s))
+
+
+class _Ledger:
+    """Counts attempts, writes results as they come, says how it goes, stops when it is hopeless."""
+
+    def __init__(self, file: Path, known: Sequence[Result], total: int, attempts: int) -> None:
+        self._file, self._total, self._attempts = file, total, attempts
+        self._faults: dict[tuple[str, str, int], list[str]] = {}
+        self._started = self._said = time.monotonic()
+        self._results: list[Result] = []
+        self._first = {(result.arm, result.task): result for result in reversed(known)}
+
+    def settled(self, outcome: Done | Lost) -> bool:
+        """Whether the episode has come to its result; otherwise it is to be begun anew."""
+        job, value = outcome.item, outcome.reason if isinstance(outcome, Lost) else outcome.value
+        faults = self._faults.setdefault(job.key, [])
+        if isinstance(value, Result):
+            self._add(replace(value, attempts=len(faults) + 1, faults=faults))
+            return True
+        faults.append(value.reason if isinstance(value, Fault) else value)
+        if len(faults) == self._attempts:
+            self._add(_given_up(job, faults))
+            return True
+        say(f"evaluate: begun anew: {job.arm}, {job.task}, seed {job.seed}: {faults[-1]}")
+        return False
+
+    def _add(self, result: Result) -> None:
+        self._require_known_protocol(result)
+        append_result(self._file, result)
+        self._results.append(result)
         if result.error is not None:
             say(f"evaluate: FAILED {result.arm}, {result.task}, seed {result.seed}: {result.error}")
-            _stop_if_hopeless(results)
-        if time.monotonic() - said > SAY_EVERY_S or len(results) == len(futures):
-            said = time.monotonic()
-            say(progress(results, len(futures), said - started))
+            self._stop_if_hopeless()
+        if time.monotonic() - self._said > SAY_EVERY_S or len(self._results) == self._total:
+            self.say_progress()
+
+    def say_progress(self) -> None:
+        """How far it has come."""
+        self._said = time.monotonic()
+        say(progress(self._results, self._total, self._said - self._started))
+
+    def _require_known_protocol(self, result: Result) -> None:
+        if result.error is not None:
+            return
+        before = self._first.setdefault((result.arm, result.task), result)
+        try:
+            require_one_protocol([before, result])
+        except ProtocolError as error:
+            raise ProtocolError(f"{self._file} was begun under other conditions: {error}") from None
+
+    def _stop_if_hopeless(self) -> None:
+        errors = {result.error for result in self._results}
+        if len(self._results) == HOPELESS_AFTER and len(errors) == 1:
+            raise RunnerError(
+                f"the first {HOPELESS_AFTER} episodes all failed with: {errors.pop()}; nothing else was run"
+            )
 
 
-def _stop_if_hopeless(results: list[Result]) -> None:
-    if len(results) == HOPELESS_AFTER and len({result.error for result in results}) == 1:
-        raise RunnerError(
-            f"the first {HOPELESS_AFTER} episodes all failed with: {results[0].error}; nothing else was run"
-        )
+def _given_up(job: Job, faults: list[str]) -> Result:
+    reason = f"none of {len(faults)} attempts came to an end; the last one: {faults[-1]}"
+    return Result(
+        arm=job.arm,
+        task=job.task,
+        seed=job.seed,
+        instruction="",
+        success_at_end=False,
+        success_at_any_time=False,
+        steps=0,
+        seconds=0.0,
+        error=reason,
+        attempts=len(faults),
+        faults=faults,
+        policy_fingerprint=UNKNOWN,
+    )
 
 
 def progress(results: Sequence[Result], total: int, seconds: float) -> str:
     """One line: how many, how fast, how long to go, success at the end by arm so far."""
+    if not results:
+        return f"evaluate: 0/{total} episodes"
     rate = len(results) / max(seconds, 1e-9)
     minutes, rest = divmod(round((total - len(results)) / rate), 60)
     arms = []

@@ -2,9 +2,9 @@
 
 from core.config import parse_command_line
 from core.run import Stage, read_manifest, run_script
-from eval.plan import EvaluateConfig, jobs_of, policy_paths
+from eval.plan import EvaluateConfig, jobs_of, policy_paths, setup_of
 from eval.results import by_arm, summarise
-from eval.runner import Setup, run
+from eval.runner import run
 
 
 def main() -> None:
@@ -13,14 +13,9 @@ def main() -> None:
     stage = Stage.open(config.out, "evaluate", config, inputs)
     if stage.is_done:
         return
-    setup = Setup(
-        make_policy="vla.policy:load_policy",
-        make_benchmark="eval.maniskill:ManiSkillBenchmark",
-        execute_steps=config.execute_steps,
-        image_size=config.image_size,
-    )
+    setup = setup_of(config, make_policy="vla.policy:load_policy")
     try:
-        results = run(jobs_of(config), setup, stage.path, config.workers)
+        results = run(jobs_of(config), setup, stage.path, config.workers, config.episode_timeout_s, config.attempts)
     finally:
         stage.keep_time()
     arms = {arm: summarise(group)._asdict() for arm, group in by_arm(results).items()}

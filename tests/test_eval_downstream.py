@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from eval.downstream import (
 )
 from eval.downstream_page import DownstreamConfig, conclusion, settle
 from eval.plan import EvaluateConfig, jobs_of
+from eval.protocol import Protocol
 from eval.results import Result, ResultsError, append_result, mcnemar, newcombe, wilson
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +188,15 @@ def test_policies_tried_on_other_initial_states_are_not_mixed():
         Evaluations([])
 
 
+def test_policies_tried_under_other_conditions_are_not_mixed():
+    old, new = made_up(NULL, seeds=1), [replace(one, protocol_fingerprint="new") for one in made_up(NULL, seeds=2)]
+    with pytest.raises(ResultsError, match="different protocols: new, unknown"):
+        Evaluations([*old, *new[len(old) :]])
+    assert Evaluations(new).training_seeds == [0, 1]
+
+
 def test_finished_evaluations_are_gathered_by_seed_and_budget(tmp_path):
+    protocol = Protocol(benchmark={"step_limit": 50}, policy={})
     for folder, is_finished in (("seed_0/evaluate_10", True), ("seed_12/evaluate_50", True), ("seed_1/evaluate_10", 0)):
         path = tmp_path / folder
         path.mkdir(parents=True)
@@ -196,12 +205,14 @@ def test_finished_evaluations_are_gathered_by_seed_and_budget(tmp_path):
                 error = "OSError: disk" if arm == "none" and seed == 10 else None
                 outcome = {"success_at_end": seed == 11, "success_at_any_time": True, "steps": 5, "seconds": 0.1}
                 said = {"arm": arm, "task": "Push", "instruction": "push", "seed": seed, "error": error}
-                append_result(path / "results.jsonl", Result(**said, **outcome, policy_fingerprint=folder))
+                known = {} if error else {"protocol": protocol, "protocol_fingerprint": protocol.fingerprint}
+                append_result(path / "results.jsonl", Result(**said, **outcome, **known, policy_fingerprint=folder))
         if is_finished:
             (path / "manifest.json").write_text("{}")
     found = sorted(gather(tmp_path), key=lambda record: record.key)
     assert [record.key for record in found] == [(10, 0, "none"), (10, 0, "self"), (50, 12, "none"), (50, 12, "self")]
     assert {(record.first_state, record.success_at_end) for record in found} == {(10, (0, 1))}
+    assert {record.protocol_fingerprint for record in found} == {protocol.fingerprint}
     assert [record.errors for record in found] == [1, 0, 1, 0]
 
 

@@ -1,6 +1,7 @@
 """Results files survive kills; intervals agree with statsmodels."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from eval.protocol import Protocol, ProtocolError
 from eval.results import (
     Result,
     ResultsError,
@@ -18,6 +20,8 @@ from eval.results import (
     mcnemar,
     newcombe,
     read_results,
+    require_one_protocol,
+    require_shared_protocol,
     summarise,
     wilson,
 )
@@ -37,6 +41,12 @@ def result(arm="a", task="Push", seed=0, at_end=True, any_time=True, error=None)
         policy_fingerprint="f",
         versions={"numpy": "1"},
     )
+
+
+def under(item, step_limit=50, execute_steps=4, chunk_horizon=8):
+    policy = {"execute_steps": execute_steps, "chunk_horizon": chunk_horizon}
+    protocol = Protocol(benchmark={"step_limit": step_limit, "shader": "minimal"}, policy=policy)
+    return replace(item, protocol=protocol, protocol_fingerprint=protocol.fingerprint)
 
 
 counts = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -106,8 +116,66 @@ def test_only_episodes_that_both_arms_have_are_compared():
     assert comparison.p_value == mcnemar(4, 1)
 
 
+def test_results_of_one_arm_and_task_under_different_conditions_are_not_averaged():
+    group = [under(result(seed=0)), under(result(seed=1), step_limit=100, execute_steps=8)]
+    with pytest.raises(ProtocolError) as refused:
+        summarise(group)
+    assert "Push by a" in str(refused.value)
+    assert "benchmark.step_limit: 50 -> 100; policy.execute_steps: 4 -> 8" in str(refused.value)
+    assert "shader" not in str(refused.value)
+
+
+def test_tasks_and_arms_may_have_conditions_of_their_own():
+    group = [
+        under(result("a", "Push")),
+        under(result("a", "Stack"), step_limit=100),
+        under(result("b", "Push"), execute_steps=1, chunk_horizon=16),
+    ]
+    require_one_protocol(group)
+    require_shared_protocol(group)
+    assert summarise(group).episodes == 3
+    assert compare(group[:1], group[2:]).pairs == 1
+
+
+def test_arms_are_not_compared_across_conditions_of_the_benchmark():
+    with pytest.raises(ProtocolError, match=r"Push by a and b: .*step_limit: 50 -> 100"):
+        compare([under(result("a"))], [under(result("b"), step_limit=100)])
+    with pytest.raises(ProtocolError, match=r"Push by b: .*execute_steps: 4 -> 1"):
+        compare([under(result("a"))], [under(result("b")), under(result("b", seed=1), execute_steps=1)])
+
+
+def test_two_policies_under_one_name_are_not_averaged():
+    with pytest.raises(ProtocolError, match="policy_fingerprint: f -> g"):
+        summarise([result(), replace(result(seed=1), policy_fingerprint="g")])
+
+
+def test_results_that_record_no_conditions_are_not_mixed_with_those_that_do():
+    with pytest.raises(ProtocolError, match="seed 0 records no protocol, seed 1 does"):
+        summarise([result(seed=0), under(result(seed=1))])
+    assert summarise([result(seed=0), result(seed=1)]).episodes == 2
+
+
+def test_an_episode_that_failed_before_its_conditions_were_known_counts_as_a_failure():
+    lost = replace(result(seed=2, at_end=False, any_time=False, error="E: e"), policy_fingerprint="unknown")
+    early = under(result(seed=3, at_end=False, any_time=False, error="E: e"), chunk_horizon=None)
+    group = [lost, early, under(result(seed=0)), under(result(seed=1))]
+    assert summarise(group).success_at_end == pytest.approx(0.5)
+    with pytest.raises(ProtocolError, match="step_limit"):
+        summarise([*group, under(early, step_limit=9)])
+
+
+def test_the_fingerprint_of_a_protocol_is_that_of_what_arms_must_share():
+    item = under(result())
+    assert under(result(), execute_steps=1).protocol_fingerprint == item.protocol_fingerprint
+    assert under(result(), step_limit=51).protocol_fingerprint != item.protocol_fingerprint
+
+
 def test_results_come_back_as_they_were_written(tmp_path):
-    written = [result(seed=0), result(seed=1, at_end=False, error="ValueError: \n ü")]
+    written = [
+        under(result(seed=0)),
+        result(seed=1, at_end=False, error="ValueError: \n ü"),
+        replace(result(seed=2), attempts=2, faults=["its process was killed by signal 9"]),
+    ]
     for item in written:
         append_result(tmp_path / "r.jsonl", item)
     assert read_results(tmp_path / "r.jsonl") == written

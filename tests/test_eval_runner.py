@@ -6,18 +6,22 @@ import av
 import numpy as np
 import pytest
 from test_eval_results import result
-from test_eval_rollout import Line, Walker
+from test_eval_rollout import FACTS, Line, Walker
 
 from core.config import ConfigError, load_config
+from eval.execution import Execution
 from eval.page.numbers import parse_arm
-from eval.plan import EvaluateConfig, jobs_of, policy_paths
-from eval.results import read_results
-from eval.runner import Job, RunnerError, Setup, progress, run
+from eval.plan import EvaluateConfig, jobs_of, policy_paths, setup_of
+from eval.protocol import ProtocolError, protocol_of
+from eval.results import read_results, require_one_protocol, require_shared_protocol
+from eval.runner import RunnerError, progress, run
+from eval.workshop import Job, Setup
 
 SETUP = Setup(
     make_policy=f"{__name__}:make_policy",
     make_benchmark=f"{__name__}:make_benchmark",
-    execute_steps=4,
+    make_expert="eval.baselines:ExpertPolicy",
+    execution=Execution(execute_steps=4),
     image_size=16,
 )
 
@@ -43,6 +47,7 @@ class PixelLine(Line):
     def __init__(self, task, image_size, cameras=("front",)):
         super().__init__(("left", "right") if task == "Line" else ("left",))
         self.task, self.image_size, self.cameras = task, image_size, cameras
+        self.facts = FACTS | {"image_size": image_size}
 
     def observe(self):
         image = np.full((self.image_size, self.image_size, 3), 20 * self.steps, np.uint8)
@@ -53,8 +58,10 @@ def make_policy(path):
     return WalkerWithNerves(path)
 
 
-def make_benchmark(task, image_size, **cameras):
-    return PixelLine(task, image_size, **cameras)
+def make_benchmark(task, image_size, says=(), **cameras):
+    line = PixelLine(task, image_size, **cameras)
+    line.facts = dict(says) or line.facts
+    return line
 
 
 def jobs(policy, seeds, **more):
@@ -78,12 +85,94 @@ def test_arms_run_in_workers_and_an_error_is_a_recorded_failure(tmp_path, capsys
 
 
 def test_episodes_in_the_file_are_not_run_again_but_errors_are(tmp_path):
-    run(jobs("nervous", range(2)), SETUP, tmp_path, workers=1)
+    setup = replace(SETUP, benchmark_options={"says": FACTS | {"crop": (1, 2)}})
+    run(jobs("nervous", range(2)), setup, tmp_path, workers=1)
     before = {item.seed: item for item in read_results(tmp_path / "results.jsonl")}
-    after = {item.seed: item for item in run(jobs("nervous", range(3)), SETUP, tmp_path, workers=1)}
+    after = {item.seed: item for item in run(jobs("nervous", range(3)), setup, tmp_path, workers=1)}
     assert sorted(after) == [0, 1, 2]
     assert after[0] == before[0]
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_every_result_says_under_which_conditions_it_was_got(tmp_path):
+    execution = Execution(execute_steps=2, ensemble_decay=0.1, sticky_gripper_steps=0, action_scale=0.5)
+    setup = replace(SETUP, execution=execution)
+    wanted = jobs("calm", [0]) + jobs("random", [0]) + jobs("calm2", [0], is_shuffled=True)
+    run(wanted, setup, tmp_path, workers=1)
+    calm, random, shuffled = sorted(read_results(tmp_path / "results.jsonl"), key=lambda item: wanted_order(item.arm))
+    assert calm.protocol.benchmark == {
+        "step_limit": 10,
+        "control_hz": 10.0,
+        "action_space": "delta_end_effector (robot_base, rotation_vector): x m -1..1",
+        "stop_beyond": 5.0,
+    } | {key: value for key, value in FACTS.items() if key != "image_size"}
+    assert calm.protocol.policy == {
+        "chunk_horizon": 4,
+        "execute_steps": 2,
+        "ensemble_decay": 0.1,
+        "sticky_gripper_steps": 0,
+        "action_scale": 0.5,
+        "temperature": None,
+        "cameras": ["front"],
+        "image_size": 32,
+        "shuffled_instruction": False,
+    }
+    assert random.protocol.policy["chunk_horizon"] == 16
+    assert random.protocol.policy["cameras"] == []
+    assert shuffled.protocol.policy["shuffled_instruction"]
+    assert calm.protocol_fingerprint == random.protocol_fingerprint == calm.protocol.fingerprint
+    assert (calm.attempts, calm.faults) == (1, [])
+    require_shared_protocol([calm, random, shuffled])
+
+
+def test_a_policy_that_says_its_horizon_is_taken_at_its_word():
+    policy = WalkerWithNerves("calm")
+    shown = protocol_of(PixelLine("Line", 32), policy, Execution(), shuffled_instruction=False)
+    assert (shown.policy["chunk_horizon"], shown.with_horizon(4).policy["chunk_horizon"]) == (None, 4)
+    policy.horizon, policy.temperature = 8, 0.0
+    said = protocol_of(PixelLine("Line", 32), policy, Execution(), shuffled_instruction=False)
+    assert said == said.with_horizon(4)
+    assert (said.policy["chunk_horizon"], said.policy["temperature"]) == (8, 0.0)
+
+
+def wanted_order(arm):
+    return ["calm", "random", "calm2"].index(arm)
+
+
+def test_a_benchmark_that_hides_a_fact_is_an_error(tmp_path):
+    setup = replace(SETUP, benchmark_options={"says": {"simulator": "none"}})
+    (item,) = run(jobs("calm", [0]), setup, tmp_path, workers=1)
+    assert item.error.startswith("ProtocolError: the benchmark of Line does not say its shader, robot")
+    assert item.protocol is None
+
+
+def test_episodes_under_other_conditions_do_not_go_on_with_those_in_the_file(tmp_path):
+    run(jobs("calm", range(2)), SETUP, tmp_path, workers=1)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    changed = replace(SETUP, benchmark_options={"says": FACTS | {"shader": "rt", "image_size": 32}})
+    with pytest.raises(ProtocolError, match=r"was begun under other conditions: Line by calm: .*shader: none -> rt"):
+        run(jobs("calm", range(3)), changed, tmp_path, workers=1)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_an_episode_that_failed_early_may_be_counted_with_the_others(tmp_path):
+    results = run(jobs("nervous", range(3)), SETUP, tmp_path, workers=1)
+    failed = next(item for item in results if item.error)
+    assert failed.protocol.policy["chunk_horizon"] is None
+    require_one_protocol(results)
+
+
+def test_results_are_the_same_whatever_the_number_of_workers(tmp_path):
+    wanted = [*jobs("random", range(6)), *jobs("nervous", range(6)), *jobs("calm", range(6), is_shuffled=True)]
+    found = [run(wanted, SETUP, tmp_path_of(tmp_path, workers), workers) for workers in (1, 3)]
+    assert [(item.arm, item.seed) for item in found[0]] == [(job.arm, job.seed) for job in wanted]
+    assert [replace(item, seconds=0) for item in found[0]] == [replace(item, seconds=0) for item in found[1]]
+    assert len({item.success_at_end for item in found[0] if item.arm == "nervous"}) == 2
+
+
+def tmp_path_of(tmp_path, workers):
+    (tmp_path / str(workers)).mkdir()
+    return tmp_path / str(workers)
 
 
 def test_a_hopeless_evaluation_stops_early_with_the_reason(tmp_path):
@@ -126,16 +215,26 @@ def test_progress_says_rate_time_to_go_and_success_by_arm():
     assert line == "evaluate: 3/9 episodes, 0.10/s, 1:00 to go; solved: a 1/2, b 1/1"
 
 
+def test_a_plan_says_how_workers_work():
+    values = {"out": "o", "arms": [], "ensemble_decay": 0.1, "execute_steps": 1, "benchmark_options": {"robot": "xarm"}}
+    setup = setup_of(load_config(EvaluateConfig, None, values | {"server_batch": 4}), "a.b:c")
+    assert setup.execution == Execution(execute_steps=1, ensemble_decay=0.1)
+    assert setup.benchmark_options == {"robot": "xarm"}
+    assert (setup.make_policy, setup.server_batch) == ("a.b:c", 4)
+    with pytest.raises(ConfigError, match="benchmark = chess: the known ones are maniskill, simpler"):
+        load_config(EvaluateConfig, None, {"out": "o", "arms": [], "benchmark": "chess"})
+
+
 def test_all_arms_of_a_plan_get_the_same_seeds(tmp_path):
     arms = [
         {"name": name, "policy": policy, "tasks": [{"task": "Line", "episodes": 3}]}
-        for name, policy in (("trained", "trained_100"), ("random", "random"))
+        for name, policy in (("trained", "trained_100"), ("random", "random"), ("far", "ws://robot:8000"))
     ]
     config = load_config(EvaluateConfig, None, {"out": "o", "policies": "p", "arms": arms, "video_every": 2})
-    trained, random = jobs_of(config)[:3], jobs_of(config)[3:]
+    trained, random, far = jobs_of(config)[:3], jobs_of(config)[3:6], jobs_of(config)[6:]
     assert [job.seed for job in trained] == [job.seed for job in random] == [10_000_000, 10_000_001, 10_000_002]
     assert [job.is_recorded for job in trained] == [True, False, True]
-    assert (trained[0].policy, random[0].policy) == ("p/trained_100", "random")
+    assert [arm[0].policy for arm in (trained, random, far)] == ["p/trained_100", "random", "ws://robot:8000"]
     assert {name: str(path) for name, path in policy_paths(config).items()} == {"trained": "p/trained_100"}
 
 
