@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set the project up on a machine that has never seen it: .venv, dependencies, rendering, weights.
+# Set the project up on a machine that has never seen it: .venv, dependencies, rendering, weights; then look at it all
+# (scripts/doctor.py).
 #
 #   bash scripts/setup.sh              everything; run again, it only does what is missing
 #   bash scripts/setup.sh --no-render  without checking or installing what the simulator needs to render
@@ -132,7 +133,8 @@ if ! [[ -x $venv/bin/python ]] && ! find_python >/dev/null && can_install; then
 fi
 make_venv
 check_rendering
-command -v g++ >/dev/null && command -v ninja >/dev/null ||
-    say "note: no g++ and ninja; only training with DeepSpeed needs them"
 "$venv/bin/python" -m core.weights
+examination=(scripts/doctor.py)
+[[ $with_render == yes ]] || examination+=(--no-render)
+"$venv/bin/python" "${examination[@]}" || fail "a FAIL above stops the work; mend it by the command in its line and run this again"
 say "done; use $venv/bin/python, or: source $venv/bin/activate"
