@@ -14,6 +14,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers look for the mark
 def pytest_collection_modifyitems(items):
     """With several workers, a file stays with one, and all that needs the smoke profile's run with another."""
     for item in items:
