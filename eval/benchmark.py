@@ -57,6 +57,9 @@ class Benchmark(Protocol):
         The same seed is the same episode, whatever was run before.
         """
 
+    def initial_state(self) -> dict[str, list[float]]:
+        """Where things lie now (x, y, z; m) by name, what the task is about first; may be empty. For reports only."""
+
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""
 

@@ -32,6 +32,8 @@ from eval.sapien_scene import photograph as _photograph
 from eval.sapien_scene import pose_of as _pose
 from eval.tasks import TASKS, is_pushed
 
+GOALS = ("goal_region", "goal_site")
+"""What ManiSkill calls the place that a thing shall go to."""
 PICTURE = CameraPose(eye=(0.6, 0.7, 0.6), target=(0.0, 0.0, 0.25), fov_rad=0.9)
 PICTURE_SIZE = 256
 
@@ -140,6 +142,11 @@ class ManiSkillBenchmark:
         if self.rules.directions:
             self._start = self.object_pose(self.rules.moved_object)[:2]
         return self.rules.instruction(seed)
+
+    def initial_state(self) -> dict[str, list[float]]:
+        """Places of what the task is about and of its goal, where the scene has them."""
+        names = [name for name in (self.rules.moved_object, *GOALS) if hasattr(self._environment, name)]
+        return {name: self.object_pose(name)[:3].round(4).tolist() for name in names}
 
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""

@@ -37,6 +37,10 @@ class Result:
     """Wall-clock time of the episode, of its last attempt."""
     clipped_steps: int = 0
     """Steps whose action left the action space and was clipped into it."""
+    first_success_step: int | None = None
+    """Control steps after which it was first solved; None: never, or an older file."""
+    initial_state: dict[str, list[float]] = field(default_factory=dict)
+    """Where things lay at the start (x, y, z; m) by name, what the task is about first; empty where it is not known."""
     error: str | None = None
     """Why the episode could not be finished; such an episode counts as a failure."""
     video: str | None = None

@@ -32,6 +32,10 @@ class Outcome(NamedTuple):
     """Steps whose action left the range of the benchmark's action space and was clipped into it."""
     chunk_horizon: int
     """Actions of the policy's longest chunk."""
+    first_success_step: int | None
+    """Control steps after which it was first solved; None: never."""
+    initial_state: dict[str, list[float]]
+    """Where things lay at the start (x, y, z; m) by name."""
 
 
 def rollout(
@@ -55,17 +59,14 @@ def rollout(
     """
     executor = Executor(execution, benchmark.action_space)
     require_same_meaning(policy.action_space, benchmark.action_space)
-    trained_hz = getattr(policy, "control_hz", benchmark.control_hz)
-    if abs(trained_hz - benchmark.control_hz) > 0.01 * benchmark.control_hz:
-        raise RolloutError(
-            f"the policy was trained at {trained_hz:g} Hz, the benchmark runs at {benchmark.control_hz:g} Hz; finetune "
-            "the policy on demonstrations of this benchmark"
-        )
+    _require_same_rate(policy, benchmark)
     true_instruction = benchmark.reset(seed)
     told = true_instruction if instruction is None else instruction
+    initial_state = benchmark.initial_state()
     policy.reset(told, seed)
     steps = chunk_horizon = 0
-    success = any_success = is_over = False
+    first_success_step: int | None = None
+    success = is_over = False
     while not is_over and steps < benchmark.max_steps:
         chunk = _actions(policy.act(_observe(benchmark, policy, on_frame)), benchmark.action_space)
         chunk_horizon = max(chunk_horizon, len(chunk))
@@ -74,13 +75,16 @@ def rollout(
                 on_frame(benchmark.observe())
             result = benchmark.step(action)
             success, is_over = bool(result.success), result.is_over
-            any_success |= success
             steps += 1
+            if success and first_success_step is None:
+                first_success_step = steps
             if is_over or steps == benchmark.max_steps:
                 break
     if on_frame is not None:
         on_frame(benchmark.observe())
-    return Outcome(told, success, any_success, steps, executor.clipped_steps, chunk_horizon)
+    solved = first_success_step is not None
+    clipped = executor.clipped_steps
+    return Outcome(told, success, solved, steps, clipped, chunk_horizon, first_success_step, initial_state)
 
 
 def require_same_meaning(ours: ActionSpace, theirs: ActionSpace) -> None:
@@ -96,6 +100,15 @@ def require_same_meaning(ours: ActionSpace, theirs: ActionSpace) -> None:
                 f"the policy's actions have {field} {mine}, the benchmark takes {wanted}; "
                 "finetune the policy on demonstrations of this benchmark"
             )
+
+
+def _require_same_rate(policy: Policy, benchmark: Benchmark) -> None:
+    trained_hz = getattr(policy, "control_hz", benchmark.control_hz)
+    if abs(trained_hz - benchmark.control_hz) > 0.01 * benchmark.control_hz:
+        raise RolloutError(
+            f"the policy was trained at {trained_hz:g} Hz, the benchmark runs at {benchmark.control_hz:g} Hz; finetune "
+            "the policy on demonstrations of this benchmark"
+        )
 
 
 def another_instruction(benchmark: Benchmark, seed: int) -> str:

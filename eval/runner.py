@@ -29,7 +29,7 @@ HOPELESS_AFTER = 3
 SAY_EVERY_S = 10.0
 ATTEMPTS = 3
 TIMEOUT_S = 900.0
-NOTHING = Outcome("", False, False, 0, 0, 0)
+NOTHING = Outcome("", False, False, 0, 0, 0, None, {})
 
 
 class RunnerError(RuntimeError):

@@ -152,6 +152,10 @@ class SimplerBenchmark:
         self._steps = 0
         return str(self._environment.get_language_instruction()[0])
 
+    def initial_state(self) -> dict[str, list[float]]:
+        """Places of the thing to move and of where it belongs, in the base's frame."""
+        return {name: self.object_pose(name)[:3].round(4).tolist() for name in ("source", "target")}
+
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""
         images = {name: self._square(self.picture()) if name == CAMERA else self._seen(name) for name in self.cameras}

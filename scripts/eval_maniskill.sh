@@ -36,3 +36,4 @@ arms=
 for name in ${names[@]+"${names[@]}"}; do arms+="${arms:+, }{name: $name, policy: $name, tasks: $tasks}"; done
 python scripts/evaluate.py --config configs/eval/maniskill.yaml --policies "${checkpoint:-.}" --arms "[$arms]" --out "$out" "$@"
 python scripts/success_table.py "$out"
+python scripts/report_evaluation.py --evaluation "$out"

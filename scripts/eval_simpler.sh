@@ -38,3 +38,4 @@ arms=
 for name in ${names[@]+"${names[@]}"}; do arms+="${arms:+, }{name: $name, policy: $name, tasks: $tasks}"; done
 python scripts/evaluate.py --config configs/eval/simpler.yaml --policies "${checkpoint:-.}" --arms "[$arms]" --out "$out" "$@"
 python scripts/simpler_table.py "$out"
+python scripts/report_evaluation.py --evaluation "$out"

@@ -85,7 +85,8 @@ fi
 
 both "$audit"
 
-# 7. Closed loop on unseen seeds.  8. The page.
+# 7. Closed loop on unseen seeds.  8. The pages: every episode, and the whole run.
 stage evaluate "eval/$name" --policies "$out/finetune" --out "$out/evaluate"
+python scripts/report_evaluation.py --evaluation "$out/evaluate"
 python scripts/report.py --run "$out"
 echo "Done: open $out/report.html"

@@ -6,19 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # How long an example takes is up to the machine's other work.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-
-@pytest.hookimpl(tryfirst=True)  # before the workers look for the mark
-def pytest_collection_modifyitems(items):
-    """With several workers, a file stays with one, and all that needs the smoke profile's run with another."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("chain" if "chain" in item.fixturenames else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +30,11 @@ def quickstart(out: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
-    """The whole smoke profile, on real rendered episodes."""
-    out = tmp_path_factory.mktemp("chain") / "run"
-    done = quickstart(out)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+    """The whole smoke profile, on real rendered episodes: one run for all processes that share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "chain"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "run" / "report.html").exists():
+            done = quickstart(folder / "run")
+            assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "run"

@@ -44,6 +44,9 @@ class Line:
         self.told = self.instructions[seed % len(self.instructions)]
         return self.told
 
+    def initial_state(self):
+        return {"walker": [self.x, 0.0, 0.0]}
+
     def observe(self):
         self.observed += 1
         image = np.full((4, 4, 3), self.steps, np.uint8)
@@ -79,7 +82,9 @@ def take(steps, **more):
 
 def test_a_policy_that_does_as_told_succeeds_at_the_end():
     outcome = rollout(Line(), Walker(), 1, take(2))
-    assert outcome == ("right", True, True, 10, 0, 4)
+    assert outcome[:6] == ("right", True, True, 10, 0, 4)
+    assert outcome.first_success_step is not None
+    assert outcome.initial_state == {"walker": [0.0, 0.0, 0.0]}
 
 
 def test_it_goes_on_after_the_first_success():
@@ -90,6 +95,7 @@ def test_it_goes_on_after_the_first_success():
     assert outcome.success_at_any_time
     assert not outcome.success_at_end
     assert outcome.steps == 4
+    assert outcome.first_success_step == 3
 
 
 def test_only_the_first_actions_of_a_chunk_are_taken():
@@ -120,7 +126,7 @@ def test_recording_changes_nothing():
 
 def test_a_wrong_instruction_is_told_but_the_true_one_is_judged():
     outcome = rollout(Line(), Walker(), 1, take(4), instruction="left")
-    assert outcome == ("left", False, False, 10, 0, 4)
+    assert outcome[:7] == ("left", False, False, 10, 0, 4, None)
 
 
 def test_actions_are_clipped_to_the_robot_and_counted():

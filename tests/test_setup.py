@@ -122,13 +122,13 @@ def test_ci_sets_up_and_ends_with_the_summary_and_status_of_pytest(checkout: Pat
     finished, calls = run(checkout, ".ci/run", PYTEST_STATUS=status)
     assert finished.returncode == int(status)
     assert installs(calls) == 1
-    assert calls[-1].split() == ["python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "threads=1"]
+    assert calls[-1].split() == ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "threads=1"]
     assert finished.stdout.splitlines()[-1] == "1 passed"
 
 
 def test_arguments_of_the_test_script_reach_pytest(checkout: Path):
     _, calls = run(checkout, "scripts/test.sh", "-m", "slow", "tests/some file.py")
-    assert calls[-1].startswith("python -m pytest -n 2 --dist loadgroup -m slow tests/some file.py ")
+    assert calls[-1].startswith("python -m pytest -n 2 --dist loadfile -m slow tests/some file.py ")
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda path: path.name)

@@ -146,14 +146,16 @@ def test_computing_activations_again_takes_less_memory_and_adapters_train_fewer_
 @pytest.fixture(scope="module")
 def acting():
     cases, published = policies(QUICK)
+    for policy in [published, *(policy for case in cases.values() for policy in case)]:
+        policy.use_bf16 = False
+        policy.model.float()
     # New tokens begin alike, and small weights repeat the last token: which one is chosen would say nothing.
     torch.manual_seed(0)
     language = published.model.backbone.language
-    torch.nn.init.normal_(language.model.embed_tokens.weight)
+    for weights in (language.model.embed_tokens.weight, language.lm_head.weight):
+        torch.nn.init.normal_(weights)
     for weights in language.model.layers.parameters():
         torch.nn.init.normal_(weights, std=0.3 if weights.ndim == 2 else 0.0, mean=float(weights.ndim == 1))
-    for policy in [published, *(policy for case in cases.values() for policy in case)]:
-        policy.use_bf16 = False
     return cases, published
 
 

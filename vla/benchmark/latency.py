@@ -91,18 +91,16 @@ def policies(sizes: Sizes) -> tuple[dict[str, Case], VlaPolicy]:
     with tempfile.TemporaryDirectory(prefix="benchmark_vla_") as folder:
         whole = VlaPolicy(_saved(sizes, Path(folder)))
     backbone, pool = whole.model.backbone, whole.model.head
-    cases = {}
-    for name in HEADS:
-        head = pool if name == "l1_pool" else _head(name, whole.description, backbone).to(whole.device)
-        kinds = (VisionLanguageActionModel, Regenerating)
-        cases[name] = Case(*(with_model(whole, kind(backbone, head).eval()) for kind in kinds))
-    return cases, with_model(whole, Published(backbone, pool).eval())
+    heads = {name: pool if name == "l1_pool" else _head(name, whole.description, backbone) for name in HEADS}
+    kinds = (VisionLanguageActionModel, Regenerating)
+    cases = {n: Case(*(with_model(whole, kind(backbone, head)) for kind in kinds)) for n, head in heads.items()}
+    return cases, with_model(whole, Published(backbone, pool))
 
 
 def with_model(policy: VlaPolicy, model: VisionLanguageActionModel) -> VlaPolicy:
     """The same policy but for its model; what it draws at random begins anew."""
     other = copy(policy)
-    other.model = model
+    other.model = model.eval().to(policy.device)
     other.reset(instructions(1)[0], seed=0)
     return other
 

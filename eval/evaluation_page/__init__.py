@@ -1,0 +1,1 @@
+"""The page of one evaluation: what its files hold, tables, charts, gallery and template."""
