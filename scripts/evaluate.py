@@ -1,5 +1,7 @@
 """Try policies in closed loop: scripts/evaluate.py --config configs/eval/quickstart.yaml --out runs/.../evaluate."""
 
+from pathlib import Path
+
 from core.config import parse_command_line
 from core.run import Stage, read_manifest, run_script
 from eval.plan import EvaluateConfig, jobs_of, policy_paths, setup_of
@@ -7,9 +9,17 @@ from eval.results import by_arm, summarise
 from eval.runner import run
 
 
+def fingerprint(path: Path) -> str:
+    if not path.exists():  # perhaps on the hub; only then is torch needed here
+        from vla.checkpoint import local
+
+        path = local(path)
+    return read_manifest(path)["fingerprint"]
+
+
 def main() -> None:
     config = parse_command_line(EvaluateConfig, "Try policies in closed loop.")
-    inputs = {name: read_manifest(path)["fingerprint"] for name, path in policy_paths(config).items()}
+    inputs = {name: fingerprint(path) for name, path in policy_paths(config).items()}
     stage = Stage.open(config.out, "evaluate", config, inputs)
     if stage.is_done:
         return
