@@ -81,6 +81,7 @@ def saved_policy(name: str, folder: Path) -> Path:
 def exact(policy: VlaPolicy) -> VlaPolicy:
     """In float32, where only the last bits depend on the size of a batch."""
     policy.use_bf16 = False
+    policy.model.float()
     return policy
 
 

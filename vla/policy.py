@@ -63,6 +63,8 @@ class VlaPolicy:
         self.eye = Eye(form, self.device, known.camera_sizes)
         self.model.to(self.device)
         self.use_bf16 = bf16_is_fast(self.device)
+        if self.use_bf16:
+            self.model.round_products()
         self.session: Session | None = None
 
     def start(self, instruction: str, seed: int) -> Session:
