@@ -29,6 +29,8 @@ SHARE = {
     "heavy tails, rotated": 0.6,
     "masked by a key (xor of 4 codes)": 0.8,
     "channel of 5 levels": 0.7,
+    # At 1,200 samples most of its codes were seen once or never (docs/calibration.md).
+    "64 codes, most of them rare": 0.45,
 }
 """Of the truth that the primary must report at `N`; 0.75 elsewhere, 0.9 of what is additive."""
 LEAST = {
@@ -203,4 +205,4 @@ def test_the_primary_on_many_samples(name, seed):
         found = contrastive(sample, seed=seed)
         assert case.bits * SHARE.get(name, 0.75) - 0.05 < found.bits < case.bits + 0.1
         low, high = interval(found, sample)
-        assert low < found.bits < high
+        assert low <= found.bits <= high  # equal where it found nothing at all
