@@ -205,4 +205,4 @@ def test_the_primary_on_many_samples(name, seed):
         found = contrastive(sample, seed=seed)
         assert case.bits * SHARE.get(name, 0.75) - 0.05 < found.bits < case.bits + 0.1
         low, high = interval(found, sample)
-        assert low <= found.bits <= high  # equal where it found nothing at all
+        assert low - 1e-9 <= found.bits <= high + 1e-9  # all the same where it found nothing at all
