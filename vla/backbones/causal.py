@@ -41,17 +41,19 @@ class CausalBackbone(Backbone):
     ) -> BackboneOutput:
         """Hidden states and logits of the last position of the prompt and of `ids`; see `Backbone.forward`."""
         embed = self.language.get_input_embeddings()
-        after, count, image, first = embed(ids), ids.shape[1], None, 0
+        count, image, first = ids.shape[1], None, 0
         mask = torch.ones_like(ids, dtype=torch.bool)
         if inputs is not None:
             before, image = self.before_images(len(ids)), self.embed_images(inputs["images"])
             first, count = before.shape[1], count + 1
-            tokens = torch.cat([before, image.to(after.dtype), embed(inputs["ids"]), after], dim=1)
+            # Looked up at once: the gradient of each look-up is as large as the vocabulary.
+            text = embed(torch.cat([inputs["ids"], ids], dim=1))
+            tokens = torch.cat([before, image.to(text.dtype), text], dim=1)
             shown = torch.ones(len(ids), first + image.shape[1], dtype=torch.bool, device=ids.device)
             mask = torch.cat([shown, inputs["mask"], mask], dim=1)
         else:
             assert memory is not None, "neither a prompt nor a memory of one"
-            tokens, mask = after, torch.cat([memory.mask, mask], dim=1)
+            tokens, mask = embed(ids), torch.cat([memory.mask, mask], dim=1)
         keys = DynamicCache() if keep and memory is None else memory.keys if memory else None
         hidden = self.language.model(
             inputs_embeds=tokens,
