@@ -57,6 +57,15 @@ def test_the_bare_step_computes_our_loss_and_the_same_new_weights():
     assert any(not torch.equal(old, new) for old, new in zip(before, trained(backbone), strict=True))
 
 
+def test_a_step_has_one_gradient_of_the_size_of_the_vocabulary_from_looking_words_up():
+    step, looked_up = our_step(), []
+    embed = step.objective.model.backbone.language.get_input_embeddings()
+    embed.register_forward_hook(lambda *_: looked_up.append(1))
+    step.gradients()
+    assert len(looked_up) == 1
+    assert embed.weight.grad.abs().sum() > 0
+
+
 def test_the_bare_step_pools_patches_as_ours_does():
     sizes = QUICK._replace(pool=2, frame_side=40)
     ours, theirs = sizes.new_model(), sizes.new_model().backbone
