@@ -15,18 +15,16 @@ from jaxtyping import Float
 
 from core.run import is_done, say
 from core.significance import EpisodeSums, hierarchical_bootstrap, holm, paired_effect
+from eval.proportions import Interval, mcnemar, paired_interval, wilson
 from eval.protocol import UNKNOWN
 from eval.results import (
-    Interval,
+    RESULTS_FILE,
     Result,
     ResultsError,
     by_arm,
-    mcnemar,
-    newcombe,
     read_results,
     require_one_protocol,
     require_shared_protocol,
-    wilson,
 )
 
 ARMS = ("self", "self_cross", "supervised", "shuffled", "none")
@@ -157,7 +155,7 @@ def gather(runs: Path) -> list[Evaluation]:
     for path in runs.glob("seed_*/evaluate_*"):
         seed, budget = path.parent.name.removeprefix("seed_"), path.name.removeprefix("evaluate_")
         if seed.isdecimal() and budget.isdecimal() and is_done(path):
-            results = read_results(path / "results.jsonl")
+            results = read_results(path / RESULTS_FILE)
             require_one_protocol(results)
             require_shared_protocol(results)
             groups = by_arm(results)
@@ -249,8 +247,8 @@ def _contrast(evaluations: Evaluations, treatment: str, baseline: str, budget: i
     ours, theirs = (evaluations.successes(arm, budget, seeds) for arm in (treatment, baseline))
     states = evaluations.states
     by_seed = (ours - theirs).mean(axis=1)
-    solved = [round(float(values.mean(axis=0).sum())) for values in (ours, theirs)]
-    interval = newcombe(solved[0], states, solved[1], states)
+    alone = int((ours[0] > theirs[0]).sum()), int((theirs[0] > ours[0]).sum())
+    interval = paired_interval(*alone, states)
     if len(seeds) > 1:
         counts = np.ones(states)
         effect = paired_effect(EpisodeSums(ours, counts), EpisodeSums(theirs, counts))
@@ -258,7 +256,7 @@ def _contrast(evaluations: Evaluations, treatment: str, baseline: str, budget: i
         if np.ptp(ours - theirs) > 0:  # otherwise resampling knows no spread
             interval = Interval(*effect.ci95)
     else:
-        p = mcnemar(int((ours[0] > theirs[0]).sum()), int((theirs[0] > ours[0]).sum()))
+        p = mcnemar(*alone)
         test = "McNemar over initial states of one training seed"
     positive = int((by_seed > 0).sum())
     return Contrast(

@@ -22,7 +22,7 @@ from eval.downstream import (
     read_evaluations,
     successes,
 )
-from eval.results import Interval
+from eval.proportions import Interval
 
 LABELS = {
     "supervised": "supervised (ceiling)",

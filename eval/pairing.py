@@ -5,19 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.significance import holm
-from eval.paired_statistics import paired_episodes, paired_interval, unpaired_episodes
+from eval.proportions import Interval, mcnemar, paired_episodes, paired_interval, unpaired_episodes, wilson
 from eval.results import (
-    Interval,
+    RESULTS_FILE,
     Result,
     by_arm,
-    mcnemar,
     read_results,
     require_one_protocol,
     require_shared_protocol,
-    wilson,
 )
-
-RESULTS_FILE = "results.jsonl"
 
 
 class PairingError(ValueError):
@@ -136,6 +132,15 @@ def compare_arms(first: Arm, others: Sequence[Arm], difference: float) -> list[P
     return [comparison._replace(holm={task: next(adjusted) for task in comparison.tasks}) for comparison in compared]
 
 
+def contrast(first: Sequence[Result], second: Sequence[Result]) -> Contrast:
+    """Two arms on the episodes that both have, be there none.
+
+    Raises:
+        ProtocolError: the episodes were not run under the same conditions.
+    """
+    return contrast_of(_count(_paired(first, second)))
+
+
 def contrast_of(pairs: Pairs) -> Contrast:
     """The statistics of one table of outcomes."""
     first, second = pairs.both + pairs.only_first, pairs.both + pairs.only_second
@@ -165,17 +170,14 @@ def plan_for(difference: float, contrast: Contrast) -> Plan:
 
 
 def _compare(first: Arm, second: Arm, difference: float) -> PairedComparison:
-    ours = {(result.task, result.seed): result for result in first.results}
-    theirs = {(result.task, result.seed): result for result in second.results}
-    shared = [key for key in ours if key in theirs]
-    if not shared:
+    pairs = _paired(first.results, second.results)
+    if not pairs:
         raise PairingError(
             f"{first.name} and {second.name} share no episode ({_extent(first)} against {_extent(second)}); evaluate "
             "both on the same tasks and seeds"
         )
-    pairs = [(ours[key], theirs[key]) for key in shared]
-    _require_same_conditions(pairs)
-    tasks = {task: contrast_of(_count([pair for pair in pairs if pair[0].task == task])) for task, _ in shared}
+    names = dict.fromkeys(ours.task for ours, _ in pairs)
+    tasks = {task: contrast_of(_count([pair for pair in pairs if pair[0].task == task])) for task in names}
     pooled = contrast_of(_count(pairs))
     return PairedComparison(
         first=first.name,
@@ -183,19 +185,22 @@ def _compare(first: Arm, second: Arm, difference: float) -> PairedComparison:
         tasks=tasks,
         holm={},
         pooled=pooled,
-        only_first=len(ours) - len(shared),
-        only_second=len(theirs) - len(shared),
+        only_first=len(first.results) - len(pairs),
+        only_second=len(second.results) - len(pairs),
         errors=(sum(a.error is not None for a, _ in pairs), sum(b.error is not None for _, b in pairs)),
         has_protocol=any(a.protocol is not None for a, _ in pairs),
         plan=plan_for(difference, pooled),
     )
 
 
-def _require_same_conditions(pairs: Sequence[tuple[Result, Result]]) -> None:
-    first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    require_one_protocol(first)
-    require_one_protocol(second)
-    require_shared_protocol([*first, *second])
+def _paired(first: Sequence[Result], second: Sequence[Result]) -> list[tuple[Result, Result]]:
+    theirs = {(result.task, result.seed): result for result in second}
+    pairs = [(ours, theirs[ours.task, ours.seed]) for ours in first if (ours.task, ours.seed) in theirs]
+    ours, others = [a for a, _ in pairs], [b for _, b in pairs]
+    require_one_protocol(ours)
+    require_one_protocol(others)
+    require_shared_protocol([*ours, *others])
+    return pairs
 
 
 def _count(pairs: Sequence[tuple[Result, Result]]) -> Pairs:

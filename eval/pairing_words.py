@@ -3,7 +3,7 @@
 from typing import Any
 
 from eval.pairing import Contrast, PairedComparison
-from eval.results import Interval
+from eval.proportions import Interval
 
 HEADINGS = ("task", "episodes", "first", "second", "difference", "alone", "p", "Holm p")
 

@@ -23,7 +23,8 @@ from eval.page.numbers import (
     task_results,
 )
 from eval.page.run_files import RunFiles, read_run
-from eval.results import Comparison, Result, Summary, compare, summarise
+from eval.pairing import Contrast, contrast
+from eval.results import Result, Summary, summarise
 
 TEMPLATE = Path(__file__).parent / "page" / "report.html"
 TRAINING_STAGES = ("lam", "pretrain", "finetune")
@@ -41,7 +42,7 @@ class TaskRow(NamedTuple):
     task: str
     pretrained: Summary | None
     fresh: Summary | None
-    comparison: Comparison | None
+    comparison: Contrast | None
 
 
 def write_report(run_directory: str | Path) -> Path:
@@ -120,7 +121,7 @@ def task_rows(results: Iterable[Result]) -> list[TaskRow]:
                 task,
                 summarise(pretrained) if pretrained else None,
                 summarise(fresh) if fresh else None,
-                compare(pretrained, fresh) if pretrained and fresh else None,
+                contrast(pretrained, fresh) if pretrained and fresh else None,
             )
         )
     return rows
@@ -137,9 +138,9 @@ def hardest(results: Iterable[Result]) -> list[tuple[str, Summary]]:
     return sorted(ranked, key=lambda item: item[1].success_at_end)
 
 
-def _against(groups: dict[str, list[Result]], arm: str) -> Comparison | None:
+def _against(groups: dict[str, list[Result]], arm: str) -> Contrast | None:
     """The pretrained policy against another arm."""
-    return compare(groups[PRETRAINED], groups[arm]) if PRETRAINED in groups and arm in groups else None
+    return contrast(groups[PRETRAINED], groups[arm]) if PRETRAINED in groups and arm in groups else None
 
 
 def _percent(share: float) -> str:

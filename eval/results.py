@@ -1,15 +1,16 @@
 """Results of episodes: one JSON line each, and the statistics that may be said of them."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy.stats import binomtest
-
 from core.json_lines import LinesError, append_json_line, read_json_lines
+from eval.proportions import Interval, wilson
 from eval.protocol import UNKNOWN, Protocol, ProtocolError
+
+RESULTS_FILE = "results.jsonl"
+"""Of an evaluation's directory."""
 
 
 class ResultsError(ValueError):
@@ -62,13 +63,6 @@ class Result:
         return self.arm, self.task, self.seed
 
 
-class Interval(NamedTuple):
-    """A confidence interval."""
-
-    low: float
-    high: float
-
-
 class Summary(NamedTuple):
     """What a group of episodes came to."""
 
@@ -79,19 +73,6 @@ class Summary(NamedTuple):
     wilson95: Interval
     """Of success at the end."""
     errors: int
-
-
-class Comparison(NamedTuple):
-    """Two arms on the same seeds, first minus second, success at the end."""
-
-    pairs: int
-    difference: float
-    newcombe95: Interval
-    only_first: int
-    """Seeds that only the first solved."""
-    only_second: int
-    p_value: float
-    """Exact McNemar test of the two counts above."""
 
 
 def append_result(path: str | Path, result: Result) -> None:
@@ -126,34 +107,6 @@ def _result(values: dict[str, Any]) -> Result:
     result = Result(**values)
     protocol: Any = result.protocol
     return result if protocol is None else replace(result, protocol=Protocol(**protocol))
-
-
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion; everything from 0 to 1 when nothing was tried."""
-    if n == 0:
-        return Interval(0.0, 1.0)
-    interval = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
-
-
-def newcombe(successes: int, n: int, other_successes: int, other_n: int, level: float = 0.95) -> Interval:
-    """Newcombe's hybrid score interval of the difference of two proportions, first minus second.
-
-    Source: Newcombe (1998), Interval estimation for the difference between independent proportions, method 10.
-    """
-    if n == 0 or other_n == 0:
-        return Interval(-1.0, 1.0)
-    first, second = wilson(successes, n, level), wilson(other_successes, other_n, level)
-    p, q = successes / n, other_successes / other_n
-    below = math.hypot(p - first.low, second.high - q)
-    above = math.hypot(first.high - p, q - second.low)
-    return Interval(p - q - below, p - q + above)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value that the seeds solved by one arm alone are equally many for both."""
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def require_one_protocol(results: Iterable[Result]) -> None:
@@ -233,23 +186,3 @@ def by_task(results: Iterable[Result]) -> dict[str, list[Result]]:
     for result in results:
         groups.setdefault(result.task, []).append(result)
     return groups
-
-
-def compare(first: Iterable[Result], second: Iterable[Result]) -> Comparison:
-    """Two arms on the episodes (task and seed) that both have.
-
-    Raises:
-        ProtocolError: episodes differ in conditions that both arms must share, or within one arm.
-    """
-    first, second = list(first), list(second)
-    require_one_protocol(first)
-    require_one_protocol(second)
-    require_shared_protocol([*first, *second])
-    ours = {(result.task, result.seed): result.success_at_end for result in first}
-    theirs = {(result.task, result.seed): result.success_at_end for result in second}
-    shared = sorted(ours.keys() & theirs.keys())
-    n, a, b = len(shared), sum(ours[key] for key in shared), sum(theirs[key] for key in shared)
-    only_first = sum(ours[key] and not theirs[key] for key in shared)
-    only_second = sum(theirs[key] and not ours[key] for key in shared)
-    difference = (a - b) / n if n else 0.0
-    return Comparison(n, difference, newcombe(a, n, b, n), only_first, only_second, mcnemar(only_first, only_second))

@@ -19,12 +19,11 @@ from eval.benchmark import Benchmark
 from eval.pool import Done, Lost, run_in_processes
 from eval.protocol import UNKNOWN, ProtocolError, protocol_of
 from eval.remote import RemoteError
-from eval.results import Result, append_result, by_arm, read_results, require_one_protocol
+from eval.results import RESULTS_FILE, Result, append_result, by_arm, read_results, require_one_protocol
 from eval.rollout import Outcome, another_instruction, rollout
 from eval.video import side_by_side, write_video
 from eval.workshop import Job, Setup, Workshop, is_trained
 
-RESULTS_FILE = "results.jsonl"
 HOPELESS_AFTER = 3
 SAY_EVERY_S = 10.0
 ATTEMPTS = 3

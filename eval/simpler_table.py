@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.results import Result, by_arm, read_results, require_one_protocol, require_shared_protocol, wilson
+from eval.proportions import wilson
+from eval.results import RESULTS_FILE, Result, by_arm, read_results, require_one_protocol, require_shared_protocol
 from eval.simpler import EPISODES, TASKS
 from eval.simpler_assets import NOT_OFFICIAL
 
@@ -27,7 +28,7 @@ def write_table(directory: str | Path) -> str:
         ProtocolError: an arm's results, or those of two arms on a task, were not got under the same conditions.
     """
     directory = Path(directory)
-    table = table_of(read_results(directory / "results.jsonl"))
+    table = table_of(read_results(directory / RESULTS_FILE))
     (directory / TABLE_FILE).write_text(table)
     return table
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.run import write_text
-from eval.results import Result, by_arm, by_task, read_results, require_shared_protocol, summarise
+from eval.results import RESULTS_FILE, Result, by_arm, by_task, read_results, require_shared_protocol, summarise
 
-RESULTS_FILE = "results.jsonl"
 TABLE_FILE = "table.md"
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from core.config import parse_command_line
 from core.run import fingerprint_of_file, run_script
-from eval.results import ResultsError, by_arm, by_task, read_results, summarise
-from eval.runner import RESULTS_FILE
+from eval.results import RESULTS_FILE, ResultsError, by_arm, by_task, read_results, summarise
 from vla.checkpoint import WEIGHTS
 from vla.export import ExportConfig, export
 

@@ -24,8 +24,9 @@ from eval.downstream import (
 )
 from eval.downstream_page import DownstreamConfig, conclusion, settle
 from eval.plan import EvaluateConfig, jobs_of
+from eval.proportions import mcnemar, paired_interval, wilson
 from eval.protocol import Protocol
-from eval.results import Result, ResultsError, append_result, mcnemar, newcombe, wilson
+from eval.results import Result, ResultsError, append_result
 
 ROOT = Path(__file__).resolve().parents[1]
 STATES = 50
@@ -138,17 +139,17 @@ def test_with_one_training_seed_tests_are_over_initial_states_and_the_page_warns
     evaluations = Evaluations(records)
     first = contrasts(evaluations, PRIMARY)[0]
     ours, theirs = (evaluations.successes(arm, 10, [0])[0] for arm in PRIMARY[0])
-    a, b = int(ours.sum()), int(theirs.sum())
-    assert first.ci95 == newcombe(a, STATES, b, STATES)
-    assert first.p == mcnemar(int((ours > theirs).sum()), int((ours < theirs).sum()))
+    alone = int((ours > theirs).sum()), int((ours < theirs).sum())
+    assert first.ci95 == paired_interval(*alone, STATES)
+    assert first.p == mcnemar(*alone)
     share = next(one for one in successes(evaluations) if one.arm == "self_cross")
-    assert share.ci95 == wilson(a, STATES)
+    assert share.ci95 == wilson(int(ours.sum()), STATES)
 
 
 def test_rollouts_that_all_fail_are_no_certainty(tmp_path):
     records = made_up(dict.fromkeys(ARMS, -1.0))
     assert all(one.success == 0 and one.ci95 == wilson(0, STATES) for one in successes(Evaluations(records)))
-    assert all(c.ci95 == newcombe(0, STATES, 0, STATES) for c in contrasts(Evaluations(records), PRIMARY))
+    assert all(c.ci95 == paired_interval(0, 0, STATES) for c in contrasts(Evaluations(records), PRIMARY))
     text, _ = page_of(tmp_path, records)
     assert "With 10 and 50 demonstrations not even supervised labels are seen to beat shuffled ones" in text
 

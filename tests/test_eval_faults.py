@@ -120,27 +120,31 @@ def lines(folder):
     return file.read_text().count("\n") if file.exists() else 0
 
 
-def kill_at_random(out, stopping, kills):
+def kill_at_random(out, stopping, kills, killed):
     """Once there is a result, kill one of this process's workers or servers every moment or so."""
     while not stopping.wait(0.02) and lines(out) == 0:
         pass
     for _ in range(kills):
         processes = multiprocessing.active_children()
         if processes:
-            random.choice(processes).kill()
+            killed.append(random.choice(processes))
+            killed[-1].kill()
         if stopping.wait(random.uniform(0.2, 3.0)):
             return
 
 
 def run_under_fire(wanted, setup, out, kills=5):
-    stopping = threading.Event()
-    killer = threading.Thread(target=kill_at_random, args=(out, stopping, kills))
+    """The results; some of the processes were killed, at an episode or between two."""
+    stopping, killed = threading.Event(), []
+    killer = threading.Thread(target=kill_at_random, args=(out, stopping, kills, killed))
     killer.start()
     try:
-        return run(wanted, setup, out, workers=2, attempts=50)
+        results = run(wanted, setup, out, workers=2, attempts=50)
     finally:
         stopping.set()
         killer.join()
+    assert killed
+    return results
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,6 @@ def test_an_episode_that_always_kills_its_worker_fails_and_the_others_go_on(tmp_
 def test_workers_killed_at_random_change_no_result(tmp_path, calm):
     results = run_under_fire(jobs(), rough(tmp_path, step_s=0.05), tmp_path)
     assert steadily(results) == calm
-    assert sum(item.attempts - 1 for item in results) >= 1
 
 
 def test_a_served_policy_gives_the_results_of_one_in_each_worker(tmp_path, calm):
@@ -187,7 +190,6 @@ def test_a_served_policy_gives_the_results_of_one_in_each_worker(tmp_path, calm)
 def test_server_and_workers_killed_at_random_change_no_result(tmp_path, calm):
     results = run_under_fire(jobs(), replace(rough(tmp_path, step_s=0.05), server_batch=1), tmp_path)
     assert steadily(results) == calm
-    assert sum(item.attempts - 1 for item in results) >= 1
 
 
 def test_a_server_that_is_killed_is_begun_anew_and_costs_one_attempt_of_each_episode(tmp_path, calm, capsys):
@@ -311,4 +313,3 @@ def test_in_the_simulator_too_workers_killed_at_random_change_no_result(tmp_path
     assert {item.error for item in calm} == {None}
     rough_results = run_under_fire(wanted, setup, tmp_path / "rough", kills=2)
     assert steadily(rough_results) == steadily(calm)
-    assert sum(item.attempts - 1 for item in rough_results) >= 1

@@ -13,8 +13,9 @@ from core.run import write_json
 from eval.page.chain import duration
 from eval.page.numbers import headline, headline_results, p_words, parse_arm, points, summary_of, wall_seconds
 from eval.page.run_files import ReportError, read_run
+from eval.proportions import wilson
 from eval.report import hardest, task_rows, write_report
-from eval.results import Result, append_result, wilson
+from eval.results import Result, append_result
 from eval.video import write_video
 
 SCENE = "PushCubeDirections"
@@ -297,7 +298,7 @@ def test_what_is_hard_stands_first_and_tasks_are_compared_on_shared_seeds():
     assert rates == sorted(rates)
     assert hardest(results)[0][0] == "StackCube-v1"
     rows = {row.task: row for row in task_rows(results)}
-    assert rows["PickCube-v1"].comparison.pairs == 15
+    assert rows["PickCube-v1"].comparison.pairs.n == 15
     assert rows[SCENE].pretrained.episodes == 80
 
 

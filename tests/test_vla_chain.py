@@ -21,8 +21,7 @@ from core.statistics import StatisticsError
 from core.store import Store
 from core.training import TrainingConfig
 from eval.replay import ReplayConfig, ReplayError, check
-from eval.results import Result, ResultsError, append_result
-from eval.runner import RESULTS_FILE
+from eval.results import RESULTS_FILE, Result, ResultsError, append_result
 from vla.checkpoint import load
 from vla.demonstrations import FinetuneError
 from vla.export import ExportConfig, export

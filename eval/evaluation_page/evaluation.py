@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.run import is_done, read_manifest
-from eval.results import Result, by_arm, by_task, read_results, require_one_protocol, require_shared_protocol
+from eval.results import (
+    RESULTS_FILE,
+    Result,
+    by_arm,
+    by_task,
+    read_results,
+    require_one_protocol,
+    require_shared_protocol,
+)
 
-RESULTS_FILE = "results.jsonl"
 STAGE_FILE = "stage.json"
 Key = tuple[str, str, int]
 

@@ -10,7 +10,7 @@ from core.drawing import require_drawing
 from core.html_page import percent, render_page
 from core.run import write_text
 from eval.evaluation_page.conditions import benchmark_conditions, fingerprints, policy_conditions, versions
-from eval.evaluation_page.evaluation import RESULTS_FILE, Evaluation, read_evaluation
+from eval.evaluation_page.evaluation import Evaluation, read_evaluation
 from eval.evaluation_page.gallery import gallery
 from eval.evaluation_page.scatter import MARGIN, SIDE, initial_state, scatters, things_left_out
 from eval.evaluation_page.steps import ARM_COLOURS, first_success_step, steps_panels
@@ -18,6 +18,7 @@ from eval.evaluation_page.success import ALL_TASKS, groups, versus_first
 from eval.evaluation_page.timing import timings
 from eval.page.chain import duration
 from eval.page.numbers import p_words, points
+from eval.results import RESULTS_FILE
 from eval.simpler_assets import NOT_OFFICIAL
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from core.drawing import CSS_COLOURS, new_axes, svg
 from eval.evaluation_page.evaluation import Evaluation
-from eval.results import Result, by_arm, wilson
+from eval.proportions import wilson
+from eval.results import Result, by_arm
 
 ARM_COLOURS = 8
 STAND_INS = [f"#0a0b0{place}" for place in range(ARM_COLOURS)]

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from eval.evaluation_page.evaluation import Evaluation
 from eval.pairing import Arm, PairedComparison, compare_arms
-from eval.results import Interval, Result, by_arm, wilson
+from eval.proportions import Interval, wilson
+from eval.results import Result, by_arm
 from eval.simpler import EPISODES
 from eval.simpler_table import COLUMNS, PUBLISHED
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from eval.page.run_files import RunFiles
-from eval.results import Comparison, Result, Summary, by_arm, by_task, compare, summarise
+from eval.pairing import Contrast, contrast
+from eval.results import Result, Summary, by_arm, by_task, summarise
 
 INSTRUCTION_SCENE = "PushCubeDirections"
 PRETRAINED, FRESH = "latent_pretrained", "no_pretraining"
@@ -73,17 +74,17 @@ def label_budget(results: Sequence[Result]) -> dict[str, dict[int, Summary]]:
     return {base: dict(sorted(curve.items())) for base, curve in curves.items()}
 
 
-def headline_comparison(results: Sequence[Result]) -> Comparison | None:
+def headline_comparison(results: Sequence[Result]) -> Contrast | None:
     """With against without pretraining, on the instruction scene at the largest budget; None where one is missing."""
     groups = headline_results(results)
     if PRETRAINED not in groups or FRESH not in groups:
         return None
-    comparison = compare(groups[PRETRAINED], groups[FRESH])
-    return comparison if comparison.pairs else None
+    comparison = contrast(groups[PRETRAINED], groups[FRESH])
+    return comparison if comparison.pairs.n else None
 
 
 def headline(results: Sequence[Result]) -> Headline:
-    """The result in one sentence, no stronger than its interval."""
+    """The result in one sentence, no stronger than its interval and the exact test."""
     comparison = headline_comparison(results)
     if comparison is None:
         return Headline(
@@ -92,10 +93,11 @@ def headline(results: Sequence[Result]) -> Headline:
         )
     groups = headline_results(results)
     ours, theirs = summarise(groups[PRETRAINED]), summarise(groups[FRESH])
-    low, high = comparison.newcombe95
-    if low > 0:
+    low, high = comparison.tango95
+    is_shown = comparison.p_value < 0.05  # where few pairs differ, the interval alone promises too much
+    if is_shown and low > 0:
         title = "Pretraining on latent actions helps"
-    elif high < 0:
+    elif is_shown and high < 0:
         title = "Pretraining on latent actions hurts here"
     else:
         title = "No difference from pretraining is shown"
@@ -105,7 +107,7 @@ def headline(results: Sequence[Result]) -> Headline:
         f"{condition} policy pretrained on the latent actions of action-free video solves {_of(ours)} episodes at the "
         f"end; the same policy without pretraining solves {_of(theirs)}. The difference is "
         f"{points(comparison.difference)} points (95 % interval {points(low)} to {points(high)}; "
-        f"exact McNemar test on {comparison.pairs} paired seeds, {p_words(comparison.p_value)})."
+        f"exact McNemar test on {comparison.pairs.n} paired seeds, {p_words(comparison.p_value)})."
     )
     return Headline(title, sentence)
 

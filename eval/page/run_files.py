@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.run import read_manifest
-from eval.results import Result, read_results
-from eval.runner import RESULTS_FILE
+from eval.results import RESULTS_FILE, Result, read_results
 
 
 class ReportError(ValueError):

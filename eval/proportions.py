@@ -1,16 +1,36 @@
-"""Two success rates on the same episodes: the interval of their difference, and how many episodes show one."""
+"""Success rates: intervals of one and of the difference of two, tests, and how many episodes it takes to see one."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
-
-from eval.results import Interval
+from scipy.stats import binom, binomtest, norm
 
 MOST_EPISODES = 10_000_000
 POWER = 0.8
 """Chance to find the difference that an evaluation is planned for."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion; everything from 0 to 1 when nothing was tried."""
+    if n == 0:
+        return Interval(0.0, 1.0)
+    interval = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value that the seeds solved by one arm alone are equally many for both."""
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def paired_interval(only_first: int, only_second: int, pairs: int, level: float = 0.95) -> Interval:
