@@ -164,25 +164,29 @@ class Eye:
             )
 
     def __call__(
-        self, images: Mapping[str, UInt8[np.ndarray, "height width 3"]], views: Sequence[str]
-    ) -> Shaped[np.ndarray, "1 views *image"]:
-        """One sample of all its cameras.
+        self, observed: Sequence[Mapping[str, UInt8[np.ndarray, "height width 3"]]], views: Sequence[str]
+    ) -> Shaped[np.ndarray, "samples views *image"]:
+        """Those of several observations, the tower seeing all of them at once.
 
         Raises:
             KeyError: a camera is missing.
             ImageError: what it shows is no RGB image, or of another shape than in training.
         """
-        if missing := [view for view in views if view not in images]:
-            raise KeyError(f"the policy sees the cameras {list(views)}; the observation lacks {missing}")
-        for view in views:
-            check_image(view, images[view], self.camera_sizes.get(view))
-        return np.stack([self._seen(images[view]) for view in views])[None]
+        for images in observed:
+            if missing := [view for view in views if view not in images]:
+                raise KeyError(f"the policy sees the cameras {list(views)}; the observation lacks {missing}")
+            for view in views:
+                check_image(view, images[view], self.camera_sizes.get(view))
+        seen = self._seen([images[view] for images in observed for view in views])
+        return seen.reshape(len(observed), len(views), *seen.shape[1:])
 
-    def _seen(self, image: UInt8[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "*image"]:
+    def _seen(self, images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Shaped[np.ndarray, "n *image"]:
         if self.encoder is None:
-            return resized(image[None], self.form.size)[0]
-        features = self.encoder(torch.from_numpy(image)[None].to(self.encoder.device))
-        return pooled(features, self.encoder.grid, self.form.pool)[0].half().cpu().numpy()
+            return np.concatenate([resized(image[None], self.form.size) for image in images])
+        if len({image.shape for image in images}) > 1:
+            return np.concatenate([self._seen([image]) for image in images])
+        features = self.encoder(torch.from_numpy(np.stack(images)).to(self.encoder.device))
+        return pooled(features, self.encoder.grid, self.form.pool).half().cpu().numpy()
 
 
 def check_image(view: str, image: np.ndarray, trained_on: tuple[int, int] | None) -> None:

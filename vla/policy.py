@@ -91,7 +91,7 @@ class VlaPolicy:
         """
         told = [senses_of(observation, self.proprioception_statistics) for observation in observations]
         senses = torch.from_numpy(np.stack(told))
-        images = np.concatenate([self.eye(observation.images, self.cameras) for observation in observations])
+        images = self.eye([observation.images for observation in observations], self.cameras)
         prompts = [prompt(session.instruction, list(session.history)) for session in sessions]
         prepared = self.model.backbone.prepare(images, prompts)
         inputs = {name: value.to(self.device) for name, value in prepared.items()}

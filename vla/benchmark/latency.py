@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from core.benchmark.meters import process_clock
 from core.benchmark.running import Numbers
+from core.benchmark.timing import Timing, in_turn, ratio, ratio_row
 from core.policy import Observation
 from core.spaces import END_EFFECTOR_DELTA
 from core.statistics import Statistics
@@ -20,7 +22,6 @@ from vla.backbones.interface import Backbone
 from vla.benchmark.decoding import Published, Regenerating
 from vla.benchmark.instructions import instructions
 from vla.benchmark.sizes import SETTING, Sizes
-from vla.benchmark.timing import Timing, in_turn, ratio, ratio_row
 from vla.checkpoint import VlaDescription, make_head, save
 from vla.heads.fast import FastConfig, FastHead
 from vla.heads.interface import Head, HeadSizes, TokenHead
@@ -54,7 +55,7 @@ def latency(sizes: Sizes, device: torch.device, numbers: Numbers) -> Iterator[st
         repeats[name] = max(1, sizes.calls // 3) if words_of(case) else sizes.calls
         calls[f"{name}, all read again"] = partial(case.again.act, observation)
     calls[PUBLISHED], repeats[PUBLISHED] = partial(published.act, observation), sizes.calls
-    timings = in_turn(calls, device, TURNS, repeats)
+    timings = in_turn(calls, process_clock(device), TURNS, repeats)
     tokens = {name: words_of(case) for name, case in cases.items()}
     yield f"  chunks of {sizes.horizon} actions, {SETTING.num_tokens} latent tokens, one camera; milliseconds"
     yield f"  {'':40}{'p50':>9}{'p95':>9}{'p99':>9}{'calls':>7}{'words':>7}"

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Int, UInt8
 
 from core.benchmark.data_sets import CONTROL_HZ, LENGTH, VIEWS, make_store, pictures
+from core.benchmark.meters import process_clock
 from core.benchmark.running import Numbers
+from core.benchmark.timing import Timing, in_turn, ratio, ratio_row, rows, together
 from core.device import bf16_is_fast
 from core.frame_cache import FramesConfig
 from core.labels import LabelsInfo, LatentLabels
@@ -17,7 +19,6 @@ from core.loading import Batch
 from core.store import Store
 from vla.benchmark.sizes import SETTING, Sizes
 from vla.benchmark.steps import OurStep
-from vla.benchmark.timing import Timing, in_turn, ratio, ratio_row, rows, together
 from vla.dataset import LatentDataset, Source
 from vla.images import Frames
 
@@ -51,7 +52,7 @@ def labels_in_the_loader(
             PUBLISHED: lambda: labelled_now(dataset, indices, exact, 1),
             STEP: step,
         }
-        timings = in_turn(calls, device, sizes.rounds - 1)
+        timings = in_turn(calls, process_clock(device), sizes.rounds - 1)
     yield f"  {sizes.batch} samples"
     yield from rows(timings, numbers)
     yield from _ratios(timings, numbers)

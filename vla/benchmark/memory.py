@@ -1,22 +1,18 @@
-"""Memory and time of a pretraining step, each way in a process of its own: a peak cannot be taken back.
+"""Memory and time of a pretraining step, each way in a process of its own: a peak cannot be taken back."""
 
-The processes are forked from a small one, since one that is started afresh inherits the peak of whoever started it.
-"""
-
-import multiprocessing
-import resource
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import torch
 
+from core.benchmark.fresh_process import in_fresh_process
+from core.benchmark.meters import peak_memory, process_clock
 from core.benchmark.running import Numbers
+from core.benchmark.timing import Timing, ratio, ratio_row, rows, seconds_of
 from core.device import bf16_is_fast, choose_attention_kernel
 from vla.benchmark.instructions import instructions
 from vla.benchmark.sizes import QUICK, Sizes
 from vla.benchmark.steps import OurStep
-from vla.benchmark.timing import Timing, ratio, ratio_row, rows, seconds_of
 
 GIGA = 1e9
 STEPS = 3
@@ -72,27 +68,16 @@ def cost_of(sizes: Sizes, device: torch.device, way: Way) -> Cost:
     Raises:
         RuntimeError: it ended without an answer.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, sizes, device, way))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"measuring {way} ended without an answer; is there enough memory?") from None
-    finally:
-        process.join()
+    return in_fresh_process(str(way), _measure, sizes, device, way)
 
 
-def _measure(answer: Connection, sizes: Sizes, device: torch.device, way: Way) -> None:
+def _measure(sizes: Sizes, device: torch.device, way: Way) -> Cost:
     torch.set_num_threads(1)
     choose_attention_kernel(device)
     _steps(QUICK, device, way, 1)  # whatever is loaded when it is first needed is not the step's
-    before = _peak(device)
+    before = peak_memory(device)
     seconds, losses, trained = _steps(sizes, device, way, STEPS)
-    answer.send(Cost(_peak(device) - before, tuple(seconds[1:]), tuple(losses), trained))
+    return Cost(peak_memory(device) - before, tuple(seconds[1:]), tuple(losses), trained)
 
 
 def _steps(sizes: Sizes, device: torch.device, way: Way, number: int) -> tuple[list[float], list[float], int]:
@@ -103,13 +88,6 @@ def _steps(sizes: Sizes, device: torch.device, way: Way, number: int) -> tuple[l
     batch = sizes.batch_of(model.backbone, instructions(sizes.batch))
     step = OurStep(model, {name: value.to(device) for name, value in batch.items()}, bf16_is_fast(device))
     losses: list[float] = []
-    seconds = [seconds_of(lambda: losses.append(step()), device) for _ in range(number)]
+    seconds = [seconds_of(lambda: losses.append(step()), process_clock(device)) for _ in range(number)]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return seconds, losses, trained
-
-
-def _peak(device: torch.device) -> int:
-    """The most bytes ever taken by this process, on the GPU where there is one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

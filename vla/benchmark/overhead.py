@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from core.benchmark.meters import process_clock
 from core.benchmark.running import Numbers
+from core.benchmark.timing import Clock, Timing, ratio, ratio_row, rows
 from core.loading import Batch
 from core.metrics import read_metrics
 from core.training import fit, make_accelerator, open_stage, uses_bf16
@@ -18,7 +20,6 @@ from vla.backbones.timm_lm import TimmLmBackbone
 from vla.benchmark.instructions import instructions
 from vla.benchmark.sizes import Sizes
 from vla.benchmark.steps import RECIPE, BareStep
-from vla.benchmark.timing import Timing, now, ratio, ratio_row, rows
 from vla.pretrain import LatentObjective
 from vla.prompt import prompt
 from vla.training import Rates, rate_of
@@ -33,7 +34,7 @@ def step_against_bare(sizes: Sizes, device: torch.device, numbers: Numbers) -> I
     batch = {name: value.to(device) for name, value in made.whole().items()}
     bare = BareStep(deepcopy(model.backbone).to(device), batch, uses_bf16(RECIPE))
     with tempfile.TemporaryDirectory(prefix="benchmark_vla_") as folder:
-        turns = _Turns(bare, device)
+        turns = _Turns(bare, process_clock(device))
         changes = {"steps": sizes.rounds + 1, "batch_size": sizes.batch, "checkpoint_every": 10**9}
         config = RECIPE.model_copy(update=changes)
         accelerator = make_accelerator(config, Path(folder), skips_parameters=True)
@@ -80,16 +81,16 @@ class _Turns:
     A step of ours lasts from the end of one call to the beginning of the next; the first is to warm up.
     """
 
-    def __init__(self, bare: BareStep, device: torch.device) -> None:
-        self.bare, self.device = bare, device
+    def __init__(self, bare: BareStep, clock: Clock) -> None:
+        self.bare, self.clock = bare, clock
         self.ours: list[float] = []
         self.theirs: list[float] = []
         self.losses: list[float] = []
 
     def __call__(self, step: int) -> dict[str, Any]:
-        before = now(self.device)
+        before = self.clock()
         self.losses.append(self.bare())
-        after = now(self.device)
+        after = self.clock()
         if step:
             self.ours.append(before - self.since)
             self.theirs.append(after - before)

@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Int
 from torch.nn import functional
 
+from core.benchmark.meters import process_clock
 from core.benchmark.running import Numbers
+from core.benchmark.timing import in_turn, ratio, ratio_row, rows
 from core.device import bf16_is_fast
 from core.loading import Batch
 from vla.backbones.timm_lm import TimmLmBackbone
 from vla.benchmark.instructions import instructions
 from vla.benchmark.sizes import SETTING, Sizes
 from vla.benchmark.steps import OurStep
-from vla.benchmark.timing import in_turn, ratio, ratio_row, rows
 from vla.prompt import prompt
 
 FIXED, OURS, SORTED = "all as long as the longest of all", "as long as the batch's longest (ours)", "sorted by length"
@@ -39,7 +40,7 @@ def padding(sizes: Sizes, device: torch.device, numbers: Numbers) -> Iterator[st
     batches[FIXED] = [widened(batch, int(lengths.max()), backbone.tokenizer.pad_token_id) for batch in batches[OURS]]
     placed = {name: [{k: v.to(device) for k, v in one.items()} for one in made] for name, made in batches.items()}
     calls: dict[str, Callable[[], object]] = {n: partial(gradients, step, made) for n, made in placed.items()}
-    timings = in_turn(calls, device, sizes.rounds - 1)
+    timings = in_turn(calls, process_clock(device), sizes.rounds - 1)
     yield f"  forward and backward of {sizes.padded} batches of {sizes.batch}, {backbone.image_tokens} image tokens"
     yield from rows(timings, numbers)
     others = backbone.image_tokens + SETTING.num_tokens

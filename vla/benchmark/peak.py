@@ -1,15 +1,17 @@
 """How much of what the machine can compute a pretraining step uses."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
+from core.benchmark.arithmetic import operations, peak_rate
+from core.benchmark.meters import process_clock
 from core.benchmark.running import Numbers
-from vla.benchmark.arithmetic import operations, peak_rate
+from core.benchmark.timing import in_turn, ratio_row, rows, share_of
 from vla.benchmark.instructions import instructions
 from vla.benchmark.sizes import SETTING, Sizes
 from vla.benchmark.steps import OurStep
-from vla.benchmark.timing import in_turn, ratio_row, rows, share_of
 
 GIGA = 1e9
 
@@ -26,11 +28,12 @@ def share_of_peak(sizes: Sizes, device: torch.device, numbers: Numbers) -> Itera
     logged = model.work(batch).flops
     peaks: dict[str, list[float]] = {name: [] for name in kinds}
     sides = (sizes.batch * positions, sizes.width, sizes.feed_forward)
-    calls = {}
+    calls, clock = {}, process_clock(device)
+    best = partial(peak_rate, clock, device)
     for name, dtype in kinds.items():
         calls[f"a step, {name}"] = steps[name]
-        calls[f"peak, {name}"] = lambda name=name, dtype=dtype: peaks[name].append(peak_rate(device, dtype, *sides))
-    timings = in_turn(calls, device, sizes.rounds - 1)
+        calls[f"peak, {name}"] = lambda name=name, dtype=dtype: peaks[name].append(best(dtype, *sides))
+    timings = in_turn(calls, clock, sizes.rounds - 1)
     yield f"  {sizes.batch} samples of {positions} positions; {count / GIGA:.1f} G operations a step"
     yield from rows({name: timing for name, timing in timings.items() if name.startswith("a step")}, numbers)
     numbers |= {"operations": count, "operations that training logs": logged}
