@@ -120,8 +120,9 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list
     ids: list[int] = tokenizer.convert_tokens_to_ids(list(names))
     if ids and ids != list(range(ids[0], ids[0] + len(ids))):
         raise TokenError(
-            f"the tokenizer has {names[0]}..{names[-1]} at the ids {ids[:4]}..., which do not follow one another; "
-            "use one that has none or all of them"
+            f"the tokenizer has {names[0]}..{names[-1]} at the ids {ids[:4]}..., which do not follow one another, as "
+            "where a head of another vocabulary was trained before; start from a checkpoint that has none or all of "
+            "them, such as the one before fine-tuning"
         )
     return ids
 
