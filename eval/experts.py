@@ -1,16 +1,22 @@
 """Scripted experts: waypoints through the end-effector controller, from the true poses of the things in the scene."""
 
 from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
 from core.spaces import END_EFFECTOR_DELTA
+from eval.expert_hand import CLOSED, OPEN, STEP_LIMIT_M, TURN_LIMIT_RAD, Hand, Intention, limited
 from eval.maniskill import ManiSkillBenchmark
+from eval.posing_experts import insert_peg, plug_in, roll_ball, stand_upright
+from eval.push_t_experts import push_t
 
-OPEN, CLOSED = 1.0, -1.0
+STICK_TASKS = ("PushT-v1",)
+"""Tasks whose robot has a stick instead of a gripper."""
+WITHOUT_GRIPPER = END_EFFECTOR_DELTA.model_copy(
+    update={name: getattr(END_EFFECTOR_DELTA, name)[:-1] for name in ("names", "units", "low", "high")}
+)
 TABLE_Z_M = 0.02
 """Height of the fingertips at work: the middle of a cube on the table."""
 ABOVE_Z_M = 0.09
@@ -21,13 +27,11 @@ PUSH_STEP_M = 0.06
 LINE_M = 0.19
 """Distance from the middle of the table at which the hand ends a push that was told as a direction."""
 RISE_M = np.array([0.0, 0.0, 0.08])
-STEP_LIMIT_M = 0.1
 WANDER_STEPS = 4
 WANDER_STEP_M = 0.04
 WANDER_REACH = 2.0
 """Steps' worth of way that the hand, which lags behind, covers in a movement."""
 WANDER_BOX_M = np.array([[-0.20, -0.25, 0.03], [0.12, 0.25, 0.25]])
-TURN_LIMIT_RAD = 0.08
 PEG_HALF_LENGTH_M = 0.12
 BIN_FLOOR_M = 0.0025
 BALL_RADIUS_M = 0.02
@@ -35,15 +39,6 @@ HOOK_M = 0.15
 """From the end of the hooked tool that is held to the near face of its hook."""
 BESIDE_M = 0.044
 """Between the middles of two cubes that stand side by side."""
-
-
-class Intention(NamedTuple):
-    """What an expert wants to do now."""
-
-    action: Float32[np.ndarray, "7"]
-    """In the units of `END_EFFECTOR_DELTA`."""
-    noise_scale: float
-    """How much of the execution noise the expert stands at this point: less where it touches things."""
 
 
 class Expert:
@@ -56,7 +51,7 @@ class Expert:
     def __init__(self, benchmark: ManiSkillBenchmark, seed: int, speed: float) -> None:
         if benchmark.task not in EXPERTS:
             raise ValueError(f"{benchmark.task} has no scripted expert; those that have: {', '.join(EXPERTS)}")
-        if benchmark.action_space != END_EFFECTOR_DELTA:
+        if benchmark.action_space != (WITHOUT_GRIPPER if benchmark.task in STICK_TASKS else END_EFFECTOR_DELTA):
             raise ValueError(
                 f"{benchmark.task}: the expert needs the controller pd_ee_delta_pose; leave `controller` out"
             )
@@ -69,6 +64,10 @@ class Expert:
     def decide(self) -> Intention:
         """The next action."""
         return next(self._intentions)
+
+    def hand(self) -> Hand:
+        """The hand that the experts of other files move."""
+        return Hand(self._benchmark, self._speed)
 
     def push(self, direction: tuple[float, float], distance_m: float) -> Iterator[Intention]:
         """Go behind the cube, down, and through to `distance_m` beyond where it was."""
@@ -232,8 +231,8 @@ class Expert:
         speed: float | None = None,
     ) -> Intention:
         """One step towards a place of the hand, fingers down, turned by `yaw`."""
-        step = _limited(target - self._hand, STEP_LIMIT_M * (speed or self._speed))
-        turn = _limited(self._turn(yaw), TURN_LIMIT_RAD)
+        step = limited(target - self._hand, STEP_LIMIT_M * (speed or self._speed))
+        turn = limited(self._turn(yaw), TURN_LIMIT_RAD)
         return Intention(np.concatenate([step, turn, [gripper]]).astype(np.float32), noise_scale)
 
     def _over(self, cube: str, height_m: float) -> Float[np.ndarray, "3"]:
@@ -264,6 +263,11 @@ EXPERTS: dict[str, Callable[[Expert], Iterator[Intention]]] = {
     "PlaceSphere-v1": Expert.drop_into_bin,
     "PokeCube-v1": Expert.poke,
     "PullCubeTool-v1": Expert.pull_with_hook,
+    "PlugCharger-v1": lambda expert: plug_in(expert.hand()),
+    "PegInsertionSide-v1": lambda expert: insert_peg(expert.hand()),
+    "LiftPegUpright-v1": lambda expert: stand_upright(expert.hand()),
+    "RollBall-v1": lambda expert: roll_ball(expert.hand()),
+    "PushT-v1": lambda expert: push_t(expert.hand()),
 }
 
 
@@ -278,22 +282,19 @@ class Noise:
         self._random = random
         self._present = np.zeros(3)
 
-    def disturb(self, intention: Intention) -> Float32[np.ndarray, "7"]:
+    def disturb(self, intention: Intention) -> Float32[np.ndarray, " dims"]:
         """The action that is carried out instead of the intended one."""
         self._present = 0.7 * self._present + self._random.normal(0.0, self._size_m, 3)
         action = intention.action.copy()
         action[:3] += intention.noise_scale * self._present
-        return np.clip(action, END_EFFECTOR_DELTA.low, END_EFFECTOR_DELTA.high).astype(np.float32)
+        bounds = np.array([END_EFFECTOR_DELTA.low, END_EFFECTOR_DELTA.high])[:, : len(action)]
+        return np.clip(action, *bounds).astype(np.float32)
 
 
 def _grasp_yaw(quaternion: Float[np.ndarray, "4"]) -> float:
     """The turn of the hand, at most 45 degrees, that aligns the fingers with a cube on the table."""
     angle = 2 * np.arctan2(quaternion[3], quaternion[0])
     return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)
-
-
-def _limited(vector: Float[np.ndarray, "3"], length: float) -> Float[np.ndarray, "3"]:
-    return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))
 
 
 def _at_height(place: Float[np.ndarray, "3"], height_m: float) -> Float[np.ndarray, "3"]:

@@ -59,6 +59,12 @@ def as_pose(matrix: Float[np.ndarray, "4 4"]) -> Any:
     return sapien.Pose(matrix.astype(np.float32))
 
 
-def pose_of(thing: Any) -> Float32[np.ndarray, "7"]:
-    """Position (m) and quaternion (wxyz) of one of ManiSkill's things."""
-    return thing.pose.raw_pose[0].cpu().numpy().astype(np.float32)
+def pose_of(thing: Any, scene_index: int = 0) -> Float32[np.ndarray, "7"]:
+    """Position (m) and quaternion (wxyz) of one of ManiSkill's things, or of a place in the scene."""
+    return getattr(thing, "pose", thing).raw_pose[scene_index].cpu().numpy().astype(np.float32)
+
+
+def show_poses(environment: Any) -> None:
+    """Let cameras see where the things of ManiSkill's scenes are now, which a GPU that simulates keeps to itself."""
+    if environment.gpu_sim_enabled:
+        environment.scene.px.sync_poses_gpu_to_cpu()

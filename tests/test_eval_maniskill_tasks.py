@@ -140,7 +140,7 @@ def test_missing_files_end_in_one_sentence_with_the_command_that_gets_them_and_n
 
 @pytest.mark.sim
 @pytest.mark.parametrize("task", sorted(EXPERTS.keys() & EVALUATION_TASKS.keys()))
-def test_experts_of_further_tasks_solve_them_within_the_registered_step_limit(task):
+def test_experts_of_further_tasks_solve_them_within_their_step_limit(task):
     benchmark = ManiSkillBenchmark(task, ())
     solved = []
     for seed in range(600_000, 600_003):
