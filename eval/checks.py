@@ -15,6 +15,7 @@ CHECKS = {
     "EGL": "eval.checks:egl",
     "motion planning": "eval.checks:motion_planning",
     "SIMPLER assets": "eval.checks:simpler_assets",
+    "LIBERO": "eval.checks:libero",
     "policy server packages": "eval.checks:policy_server_packages",
     "policy server port": "eval.checks:policy_server_port",
 }
@@ -81,6 +82,17 @@ def simpler_assets() -> Finding:
         return Finding(WARN, f"{count} files are not in {where}, such as {lacking[wanted[0]][0]}", fix)
     kind = require_assets()
     return Finding(OK, f"{kind} in {folder}") if kind == OFFICIAL else Finding(WARN, f"{kind} in {folder}", fix)
+
+
+def libero() -> Finding:
+    """Whether LIBERO, which is optional, is there with its files and with something fit to render it."""
+    from eval.libero_package import LiberoError, choose_renderer, import_libero, package_version
+
+    try:
+        import_libero()
+    except LiberoError as error:
+        return Finding(WARN, error.what, error.command)
+    return Finding(OK, f"{package_version()} (an unofficial repackaging), rendered by {choose_renderer()}")
 
 
 def policy_server_packages() -> Finding:
