@@ -129,7 +129,7 @@ def test_liberos_frames_come_before_their_action_whether_or_not_the_file_has_the
     np.testing.assert_allclose(episode.actions, numbers(STEPS, 7, 2)[shift:], rtol=1e-6)
     np.testing.assert_allclose(episode.proprioception[:, :6], numbers(STEPS, 6, 3)[rows], rtol=1e-6)
     assert any("after the action" in note for note in reader.notes) == bool(shift)
-    assert (episode.instruction, episode.task) == ("turn on the stove", "turn_on_the_stove")
+    assert (episode.instruction, episode.task) == ("x", "x")
     assert episode.extra["scene"] == "KITCHEN_SCENE3"
 
 
@@ -144,13 +144,16 @@ def test_libero_episodes_that_are_arranged_otherwise_than_the_first_are_refused(
     assert Hdf5(tmp_path, Mapping()).read("b_demo.hdf5/data/demo_0").length == STEPS - 1
 
 
-def test_liberos_instruction_is_also_in_the_name_of_the_file(tmp_path):
-    file = write_libero(tmp_path / "LIVING_ROOM_SCENE5_put_the_red_mug_on_the_plate_demo.hdf5")
-    with h5py.File(file, "a") as opened:
-        del opened["data"].attrs["problem_info"]
-    reader = Hdf5(file, Mapping())
+def test_liberos_instruction_is_the_name_of_the_file_else_the_text_in_it(tmp_path):
+    named = write_libero(tmp_path / "LIVING_ROOM_SCENE5_put_the_red_mug_on_the_plate_demo.hdf5")
+    reader = Hdf5(named, Mapping())
     assert reader.read(reader.keys[0]).instruction == "put the red mug on the plate"
     assert any("file's name" in note for note in reader.notes)
+    renamed = named.rename(tmp_path / "mugs.hdf5")
+    assert Hdf5(renamed, Mapping()).read("mugs.hdf5/data/demo_0").instruction == "turn on the stove"
+    inside = Mapping(instruction="problem_info/language_instruction")
+    renamed.rename(named)
+    assert Hdf5(named, inside).read(reader.keys[0]).instruction == "turn on the stove"
 
 
 def test_a_mapping_turns_names_scales_and_leaves_out(tmp_path):

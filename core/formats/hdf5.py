@@ -189,13 +189,21 @@ class Hdf5:
         return episode, state_names
 
     def _instruction(self, facts: Facts, key: str) -> str:
-        """From the mapping's place, else from where LIBERO and robocasa put it, else LIBERO's name of the file."""
+        """From the mapping's place, else the name of LIBERO's file, else from where LIBERO and robocasa put it.
+
+        LIBERO's benchmark gives the name, and so did those who trained published policies on its files; the text inside
+        is worded otherwise in some (rlds_dataset_builder of openvla, regenerate_libero_dataset.py).
+        """
+        stem = self._places[key].file.stem
         if self._mapping.instruction:
             said = facts.get(self._mapping.instruction)
             if said is None and not self._mapping.default_instruction:
                 raise ValueError(
                     f"there is no {self._mapping.instruction} that holds the instruction; see the mapping's instruction"
                 )
+        elif facts.layout is not MANISKILL and stem.endswith("_demo") and not self._mapping.default_instruction:
+            said = LIBERO_SCENE.sub("", stem.removesuffix("_demo")).replace("_", " ")
+            self._note(f"{stem}: the instruction is taken from the file's name.")
         else:
             said = facts.get("problem_info/language_instruction", "ep_meta/lang")
         if isinstance(said, list) and all(isinstance(word, str) for word in said):
@@ -203,10 +211,6 @@ class Hdf5:
         if said is not None and not isinstance(said, str):
             raise ValueError(f"the instruction is {said!r}, not a text; see the mapping's instruction")
         words = (said or "").strip().strip('"').strip() or self._mapping.default_instruction
-        stem = self._places[key].file.stem
-        if not words and facts.layout is not MANISKILL and stem.endswith("_demo"):
-            words = LIBERO_SCENE.sub("", stem.removesuffix("_demo")).replace("_", " ")
-            self._note(f"{stem}: the instruction is taken from the file's name.")
         if not words:
             self._note("Episodes have no instruction; set default_instruction in the mapping.")
         return words
