@@ -21,8 +21,10 @@ NEED_TORCH = {
     f"core.{name}"
     for name in (
         "processes",
+        "benchmark.arithmetic",
         "benchmark.data",
         "benchmark.loaders",
+        "benchmark.meters",
         "checkpoint",
         "device",
         "frame_cache",

@@ -18,7 +18,6 @@ from websockets.sync.client import connect
 
 from core.policy import Observation, Policy
 from eval.batching import BatchPolicy
-from eval.benchmark_server import crowd, overhead
 from eval.remote import RemoteError, RemotePolicy
 from eval.serving import served
 from eval.serving_settings import ServingConfig, ServingError, is_loopback, read_token, require_startable
@@ -351,27 +350,3 @@ def test_openpi_s_own_client_is_answered(tmp_path):
     assert [step[:2] for step in found["steps"]] == [[7, 1], [7, 1], [7, 2]]
     assert "Error in inference server:\nthe policy sees the cameras ['front']" in found["error"]
     assert found["after"][0][:2] == [7, 3]
-
-
-def test_the_measurements_measure():
-    found = overhead(calls=20, side=32)
-    assert 0 < found.local_p50_ms < found.remote_p50_ms
-    assert found.p50_ms == pytest.approx(found.remote_p50_ms - found.local_p50_ms)
-    many = crowd(clients=3, seconds=2.0, side=32)
-    assert many.errors == ()
-    assert many.answers > 0
-    assert all(size > 1 for size in many.memory_mib)
-
-
-@pytest.mark.slow
-def test_sixty_four_clients_for_a_minute_see_no_error_and_take_no_more_memory():
-    found = crowd(clients=64, seconds=60.0)
-    assert found.errors == ()
-    assert found.answers > 64 * 60
-    settled, late = found.memory_mib[5:15], found.memory_mib[-10:]
-    assert max(late) < max(settled) + 32
-
-
-@pytest.mark.slow
-def test_a_server_takes_less_than_two_milliseconds_of_a_call():
-    assert min(overhead().p50_ms for _ in range(3)) < 2.0

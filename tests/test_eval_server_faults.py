@@ -12,10 +12,10 @@ from stand_in_server import StandIn, picture, server_process
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from eval.benchmark_server import memory_mib
 from eval.remote import RemoteError, RemotePolicy
 from eval.serving import served
 from eval.serving_settings import ServingConfig
+from eval.speed.server import memory_mib
 from eval.wire import pack, unpack
 
 MESSAGES, TOKEN = 1200, "s3cret"

@@ -1,20 +1,18 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from lam.benchmark.arithmetic import operations, peak_rate
+from core.benchmark.arithmetic import operations
 from lam.benchmark.memory import memory_of_step
 from lam.benchmark.our_step import OurStep, batch_of
 from lam.benchmark.profile_by_kind import kind_of, seconds_by_kind
 from lam.benchmark.published_step import PublishedModel, PublishedStep
 from lam.benchmark.sizes import QUICK
-from lam.benchmark.timing import in_turn
 from lam.config import LamConfig
 from lam.objectives.interface import DataFacts
 from lam.objectives.published import Published
@@ -82,34 +80,12 @@ def test_a_batch_names_each_pair_by_its_rows():
     assert sampled["cross"].tolist() == [[0, 1], [2, 3]]
 
 
-def test_operations_are_two_a_multiplication_forward_and_backward():
-    weight = torch.randn(8, 6, requires_grad=True)
-    tokens = torch.randn(5, 6, requires_grad=True)
-    assert operations(lambda: torch.nn.functional.linear(tokens, weight)) == 2 * 5 * 6 * 8
-    assert operations(lambda: torch.nn.functional.linear(tokens, weight).sum().backward()) == 3 * 2 * 5 * 6 * 8
-    assert peak_rate(CPU, torch.float32, 64, 32, repeats=2) > 1e6
-
-
 def test_our_step_needs_fewer_operations_than_the_published_one():
     features = QUICK.features(views=2, batch=2, device=CPU)
     published = PublishedStep(PublishedModel(QUICK.model, QUICK.feature_dim), features, bf16=False)
     all_of_them = OurStep(QUICK.new_model(), batch_of(features, pairs=0), bf16=False)
     some = OurStep(QUICK.new_model(), batch_of(features, pairs=1), bf16=False)
     assert operations(some) < operations(all_of_them) < operations(published)
-
-
-def test_things_are_timed_in_turn_and_the_warm_up_is_left_out():
-    order = []
-
-    def call(name, seconds):
-        is_first = name not in order
-        order.append(name)
-        time.sleep(0.6 if is_first else seconds)
-
-    times = in_turn({"a": lambda: call("a", 0.001), "b": lambda: call("b", 0.05)}, CPU, rounds=3)
-    assert order == ["a", "b"] * 4
-    assert times["a"].median_s < 0.05 <= times["b"].lowest_s
-    assert times["b"].lowest_s <= times["b"].median_s <= times["b"].highest_s < 0.6
 
 
 def test_the_profile_puts_operations_where_they_belong():

@@ -1,1 +1,1 @@
-"""How fast and how small reading of episodes is, beside other ways to do it."""
+"""What benchmarks measure with; how fast and how small reading of episodes is, beside other ways to do it."""

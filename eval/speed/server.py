@@ -5,34 +5,39 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from core.benchmark.running import Numbers
+from core.benchmark.timing import Timing, in_turn, seconds_of
 from core.policy import ActionChunk, Observation
 from core.spaces import END_EFFECTOR_DELTA
 from eval.remote import RemoteError, RemotePolicy
 from eval.serving import PolicyServer
 from eval.serving_settings import ServingConfig
+from eval.speed.sizes import Actor, Sizes
 
-WARM_UP_CALLS = 20
+HERE, THERE = "in this process", "through a server"
+WARM_UP_CALLS, SHARES, TARGET_MS = 20, (0.5, 0.95, 0.99), 2.0
 
 
 class Overhead(NamedTuple):
-    """Of single calls, in milliseconds."""
+    """Of single calls, taken in turn."""
 
-    local_p50_ms: float
+    here: Timing
     """In this process."""
-    remote_p50_ms: float
+    there: Timing
     """Through a server in another process."""
-    p50_ms: float
-    """Difference of the medians."""
-    p95_ms: float
-    """Difference of the 95 % quantiles."""
+
+    def ms(self, share: float) -> float:
+        """How much later so large a share of the calls is answered through the server, in milliseconds."""
+        return 1000 * (self.there.quantile_s(share) - self.here.quantile_s(share))
 
 
 class Crowd(NamedTuple):
@@ -46,6 +51,12 @@ class Crowd(NamedTuple):
     p95_ms: float
     memory_mib: tuple[float, ...]
     """Of the server, once a second after the first."""
+
+    @property
+    def settled_and_late_mib(self) -> tuple[float, float]:
+        """The most memory in the first quarter and in the last sixth of the time; much more late: it grows."""
+        seen = len(self.memory_mib)
+        return max(self.memory_mib[: max(1, seen // 4)]), max(self.memory_mib[-max(1, seen // 6) :])
 
 
 class StillPolicy:
@@ -90,16 +101,44 @@ def running_server() -> Iterator[Running]:
         process.join()
 
 
-def overhead(calls: int = 1000, side: int = 224) -> Overhead:
+def server_overhead(sizes: Sizes, actor: Actor, numbers: Numbers) -> Iterator[str]:
+    """A call of a policy that answers at once, through a server and in this process; one picture of 224 x 224."""
+    found = overhead(sizes.calls, max(2, sizes.rounds))
+    yield f"  milliseconds{'':29}{'p50':>9}{'p95':>9}{'p99':>9}{'calls':>7}"
+    for name, timing in ((HERE, found.here), (THERE, found.there)):
+        row = [1000 * timing.quantile_s(share) for share in SHARES]
+        numbers[name] = dict(zip(("p50", "p95", "p99"), row, strict=True)) | {"calls": len(timing.calls)}
+        yield f"  {name:39}" + "".join(f"{each:9.3f}" for each in row) + f"{len(timing.calls):7d}"
+    row = [found.ms(share) for share in SHARES]
+    numbers["difference"] = dict(zip(("p50", "p95", "p99"), row, strict=True))
+    yield f"  {'difference':39}" + "".join(f"{each:9.3f}" for each in row) + f"  (target: p50 below {TARGET_MS:g})"
+
+
+def crowded_server(sizes: Sizes, actor: Actor, numbers: Numbers) -> Iterator[str]:
+    """Many clients of one server at once, each asking again as soon as it is answered; one picture of 224 x 224."""
+    found = crowd(sizes.clients, sizes.crowd_s)
+    numbers |= found._asdict()
+    yield f"  {sizes.clients} clients for {sizes.crowd_s:g} s"
+    yield f"  answers: {found.answers}, {found.answers_per_s:.0f} a second"
+    yield f"  until an answer: p50 {found.p50_ms:.1f} ms, p95 {found.p95_ms:.1f} ms"
+    yield f"  errors: {len(found.errors)}" + "".join(f"\n    {error}" for error in found.errors[:3])
+    settled, late = found.settled_and_late_mib
+    numbers["settled and late memory"] = settled, late
+    yield f"  memory of the server, highest: {settled:.0f} MiB while it settled, {late:.0f} MiB at the end"
+
+
+def overhead(calls: int = 500, rounds: int = 3, side: int = 224) -> Overhead:
     """What one client waits longer for an answer to one square image than in its own process."""
     observation = image(side)
     with running_server() as server:
-        remote = RemotePolicy(server.address)
-        far = timed(remote, observation, calls)
-        remote.close()
-    near = timed(StillPolicy(), observation, calls)
-    p50, p95 = (np.percentile(far, q) - np.percentile(near, q) for q in (50, 95))
-    return Overhead(float(np.median(near)), float(np.median(far)), float(p50), float(p95))
+        near, far = StillPolicy(), RemotePolicy(server.address)
+        far.reset("push the cube", 0)
+        for _ in range(WARM_UP_CALLS):
+            far.act(observation)
+        ways = {HERE: partial(near.act, observation), THERE: partial(far.act, observation)}
+        found = in_turn(ways, time.perf_counter, rounds, dict.fromkeys(ways, calls))
+        far.close()
+    return Overhead(found[HERE], found[THERE])
 
 
 def crowd(clients: int = 64, seconds: float = 60.0, side: int = 224) -> Crowd:
@@ -111,7 +150,7 @@ def crowd(clients: int = 64, seconds: float = 60.0, side: int = 224) -> Crowd:
             policy = RemotePolicy(address)
             policy.reset(f"task {number}", number)
             while time.monotonic() < until:
-                times.append(1000 * _seconds(lambda: policy.act(observation)))
+                times.append(1000 * seconds_of(lambda: policy.act(observation), time.perf_counter))
             policy.close()
         except RemoteError as error:
             errors.append(str(error))
@@ -130,14 +169,6 @@ def crowd(clients: int = 64, seconds: float = 60.0, side: int = 224) -> Crowd:
     return Crowd(len(times), tuple(errors), len(times) / seconds, float(p50), float(p95), tuple(memory))
 
 
-def timed(policy: StillPolicy | RemotePolicy, observation: Observation, calls: int) -> np.ndarray:
-    """Milliseconds of each call."""
-    policy.reset("push the cube", 0)
-    for _ in range(WARM_UP_CALLS):
-        policy.act(observation)
-    return 1000 * np.array([_seconds(lambda: policy.act(observation)) for _ in range(calls)])
-
-
 def image(side: int) -> Observation:
     """Noise of one camera."""
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -148,12 +179,6 @@ def memory_mib(pid: int) -> float:
     """Memory of a process that is in use now (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _serve(ready: Connection) -> None:

@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.benchmark.arithmetic import operations, peak_rate
+from core.benchmark.meters import wall_clock
+from core.benchmark.running import Numbers
+from core.benchmark.timing import Timing, in_turn, rows
 from core.device import bf16_is_fast
 from core.vision import EncoderConfig, VisualEncoder, load_encoder
-from lam.benchmark.arithmetic import operations, peak_rate
 from lam.benchmark.memory import FEWER_BLOCKS, PAIRS, memory_of_step
-from lam.benchmark.our_step import OurStep, batch_of
+from lam.benchmark.our_step import OurStep, batch_of, changed
 from lam.benchmark.profile_by_kind import seconds_by_kind
 from lam.benchmark.published_step import PublishedModel, PublishedStep
 from lam.benchmark.sizes import Sizes
-from lam.benchmark.timing import Timing, changed, in_turn
 from lam.model import LatentActionModel
 
-Numbers = dict[str, Any]
-"""What goes into the JSON; a measurement adds to it."""
 Measurement = Callable[[Sizes, torch.device, Numbers], Iterator[str]]
 VIEWS = 2
 VIEW_COUNTS = (1, 2, 3, 4, 6)
@@ -36,10 +36,9 @@ def against_published(sizes: Sizes, device: torch.device, numbers: Numbers) -> I
         calls[f"published, {name}"] = changed(published, bf16=bf16)
         calls[f"ours, {name}"] = changed(ours, bf16=bf16)
     calls["ours, one own and one cross pair"] = changed(ours, bf16=fast, batch=batch_of(features, pairs=1))
-    timings = in_turn(calls, device, sizes.rounds)
-    yield from _rows(timings, numbers)
-    rows = sizes.batch * VIEWS**2 * sizes.patches
-    rates = {d: peak_rate(device, d, rows, sizes.model.width) for d in (torch.float32, torch.bfloat16)}
+    timings = in_turn(calls, wall_clock(device), sizes.rounds)
+    yield from rows(timings, numbers)
+    rates = {dtype: _peak_rate(sizes, device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     default = "bf16" if fast else "float32"
     ratios = {
         "published float32 / ours in the default precision": ("published, float32", f"ours, {default}"),
@@ -56,15 +55,16 @@ def against_live_features(sizes: Sizes, device: torch.device, numbers: Numbers) 
     """The step on cached features against the step that first encodes its frames with the frozen tower."""
     tower = load_encoder(sizes.tower, device)
     step = OurStep(sizes.new_model().to(device), batch_of(sizes.features(VIEWS, 1, device), 0), bf16_is_fast(device))
-    rows = len(step.batch["features"])
-    images = _images(2 * rows, sizes.tower.image_size, device)
+    number = len(step.batch["features"])
+    images = _images(2 * number, sizes.tower.image_size, device)
 
     def encode_and_step() -> None:
-        step.batch["features"] = tower(images).unflatten(0, (rows, 2))
+        step.batch["features"] = tower(images).unflatten(0, (number, 2))
         step()
 
-    timings = in_turn({"features from a cache": step, "features on the fly": encode_and_step}, device, sizes.rounds)
-    yield from _rows(timings, numbers)
+    calls: dict[str, Callable[[], Any]] = {"features from a cache": step, "features on the fly": encode_and_step}
+    timings = in_turn(calls, wall_clock(device), sizes.rounds)
+    yield from rows(timings, numbers)
     yield _ratio("on the fly / cached", _quotient(timings, "features on the fly", "features from a cache"), numbers)
 
 
@@ -72,20 +72,20 @@ def share_of_peak(sizes: Sizes, device: torch.device, numbers: Numbers) -> Itera
     """Operations a second of our step as a share of the machine's best, and where the time goes."""
     bf16 = bf16_is_fast(device)
     step = OurStep(sizes.new_model().to(device), batch_of(sizes.features(VIEWS, sizes.batch, device), 0), bf16)
-    rows = sizes.batch * VIEWS**2 * sizes.patches
     count = operations(step.gradients)
     step.update()
     peaks: list[float] = []
 
     def peak() -> None:
-        peaks.append(peak_rate(device, torch.bfloat16 if bf16 else torch.float32, rows, sizes.model.width))
+        peaks.append(_peak_rate(sizes, device, torch.bfloat16 if bf16 else torch.float32))
 
     def gradients() -> None:
         step.gradients()
         step.optimizer.zero_grad()
 
-    timings = in_turn({"forward and backward": gradients, "whole step": step, "peak": peak}, device, sizes.rounds)
-    yield from _rows({name: t for name, t in timings.items() if name != "peak"}, numbers)
+    calls: dict[str, Callable[[], Any]] = {"forward and backward": gradients, "whole step": step, "peak": peak}
+    timings = in_turn(calls, wall_clock(device), sizes.rounds)
+    yield from rows({name: t for name, t in timings.items() if name != "peak"}, numbers)
     best = max(peaks)
     features = sizes.features(VIEWS, sizes.batch, device)
     published = operations(PublishedStep(PublishedModel(sizes.model, sizes.feature_dim).to(device), features, False))
@@ -118,8 +118,8 @@ def _labelling_of_quickstart(sizes: Sizes, device: torch.device, numbers: Number
         "quickstart, in batches": lambda: _label(model, features, sizes.quick_batch, fast),
     }
     counts = {"quickstart, one at a time": some, "quickstart, in batches": sizes.quick_batch}
-    timings = _per_transition(in_turn(calls, device, sizes.rounds), counts)
-    yield from _rows(timings, numbers)
+    timings = _per_transition(in_turn(calls, wall_clock(device), sizes.rounds), counts)
+    yield from rows(timings, numbers)
     yield _ratio("quickstart, one at a time / in batches", _quotient(timings, *calls), numbers)
 
 
@@ -137,9 +137,9 @@ def _labelling_of_paper(sizes: Sizes, device: torch.device, numbers: Numbers) ->
         "in batches, default precision": lambda: _label(model, features, sizes.label_batch, fast),
     }
     counts = dict.fromkeys(calls, some) | {"in batches, default precision": sizes.labelled}
-    timings = _per_transition(in_turn(calls, device, sizes.rounds), counts)
+    timings = _per_transition(in_turn(calls, wall_clock(device), sizes.rounds), counts)
     yield f"  seconds a transition; batches of {sizes.label_batch}"
-    yield from _rows(timings, numbers)
+    yield from rows(timings, numbers)
     for name in list(calls)[:-1]:
         yield _ratio(f"{name} / in batches", _quotient(timings, name, "in batches, default precision"), numbers)
 
@@ -155,15 +155,14 @@ def cost_of_views(sizes: Sizes, device: torch.device, numbers: Numbers) -> Itera
 
     kinds = {(name, v): pairs for name, pairs in PAIRS.items() for v in VIEW_COUNTS}
     calls = {f"{name}, V = {v}": gradients(v, pairs) for (name, v), pairs in kinds.items()}
-    timings = in_turn(calls, device, sizes.rounds - 1)
+    timings = in_turn(calls, wall_clock(device), sizes.rounds - 1)
     yield f"  one transition; {FEWER_BLOCKS} + {FEWER_BLOCKS} blocks"
     numbers["memory in bytes"] = {}
-    for name, timing in timings.items():
+    for line, name in zip(rows(timings, numbers), timings, strict=True):
         pairs, views = name.split(", V = ")
         size = {is_on: memory_of_step(sizes, device, int(views), pairs, is_on) for is_on in (False, True)}
         numbers["memory in bytes"][name] = {"kept": size[False], "checkpointed": size[True]}
-        yield f"{_row(name, timing)}  {size[False] / GIGA:6.2f} GB, checkpointed {size[True] / GIGA:6.2f} GB"
-    numbers["seconds"] = numbers.get("seconds", {}) | {name: t._asdict() for name, t in timings.items()}
+        yield f"{line}  {size[False] / GIGA:6.2f} GB, checkpointed {size[True] / GIGA:6.2f} GB"
 
 
 MEASUREMENTS: dict[int, Measurement] = {
@@ -194,21 +193,17 @@ def _images(number: int, side: int, device: torch.device) -> Tensor:
 
 
 def _per_transition(timings: dict[str, Timing], counts: dict[str, int]) -> dict[str, Timing]:
-    return {name: Timing(*(seconds / counts[name] for seconds in t)) for name, t in timings.items()}
+    return {name: timing.per(counts[name]) for name, timing in timings.items()}
 
 
-def _rows(timings: dict[str, Timing], numbers: Numbers) -> Iterator[str]:
-    numbers["seconds"] = numbers.get("seconds", {}) | {name: timing._asdict() for name, timing in timings.items()}
-    yield from (_row(name, timing) for name, timing in timings.items())
-
-
-def _row(name: str, timing: Timing) -> str:
-    return f"  {name:48} {timing}"
+def _peak_rate(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> float:
+    tokens, width = sizes.batch * VIEWS**2 * sizes.patches, sizes.model.width
+    return peak_rate(wall_clock(device), device, dtype, tokens, width, 4 * width)
 
 
 def _ratio(name: str, value: float, numbers: Numbers) -> str:
     numbers[name] = value
-    return f"  {name:48} {value:9.2f}"
+    return f"  {name:56} {value:9.2f}"
 
 
 def _quotient(timings: dict[str, Timing], above: str, below: str) -> float:

@@ -1,5 +1,8 @@
 """Our training step on given features: the objective, its gradients, clipping and AdamW, as the trainer does them."""
 
+from copy import copy
+from typing import Any, TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from lam.objectives.interface import DataFacts
 from lam.view_pairs import view_pairs
 
 Batch = dict[str, Tensor]
+Step = TypeVar("Step")
 
 
 class OurStep:
@@ -56,3 +60,11 @@ def batch_of(features: Float[Tensor, "views batch 2 patches dim"], pairs: int) -
         "cross": (first[:, :, None] + cross).flatten(0, 1),
     }
     return {name: values.to(features.device) for name, values in batch.items()}
+
+
+def changed(step: Step, **attributes: Any) -> Step:
+    """The same step under other conditions: model and optimiser are shared."""
+    other = copy(step)
+    for name, value in attributes.items():
+        setattr(other, name, value)
+    return other

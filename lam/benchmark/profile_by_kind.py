@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from core.benchmark.meters import synchronise
 from lam.benchmark.our_step import OurStep
-from lam.benchmark.timing import synchronise
 
 KINDS = {
     "attention": r"aten::(bmm|baddbmm|_softmax.*|_scaled_dot_product.*|_flash.*|_efficient.*|sigmoid.*)$",

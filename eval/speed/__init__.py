@@ -1,0 +1,1 @@
+"""How fast closed loop is: rollouts, pictures of the robot, policy servers."""
