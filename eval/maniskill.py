@@ -1,5 +1,6 @@
 """ManiSkill's tasks as a benchmark: actions in metres and radians, cameras anywhere, images on demand."""
 
+import copy
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,10 +27,9 @@ from eval.maniskill_options import ManiSkillOptions
 from eval.maniskill_registry import SHADER, make_environment, registered_task, set_shader, specification
 from eval.nuisances import Nuisances, augmented_copy, distractor_position, overlaid
 from eval.robot_meshes import PANDAS
-from eval.sapien_scene import add_camera, add_distractor, as_pose, lamps_of, move_to
+from eval.sapien_scene import add_camera, add_distractor, as_pose, lamps_of, move_to, pose_of, show_poses
 from eval.sapien_scene import aim as _aim
 from eval.sapien_scene import photograph as _photograph
-from eval.sapien_scene import pose_of as _pose
 from eval.tasks import TASKS, is_pushed
 
 GOALS = ("goal_region", "goal_site")
@@ -42,7 +42,8 @@ class ManiSkillBenchmark:
     """One ManiSkill task, judged by its own rule or by the direction it was told; a `Benchmark` of eval/benchmark.py.
 
     `cameras` are this project's views (eval/cameras.py), the simulator's own by name (such as base_camera or
-    hand_camera), or added ones; `options` are those of eval/maniskill_options.py.
+    hand_camera), or added ones; `options` are those of eval/maniskill_options.py. Of several `scenes` in one simulator
+    this is the first; eval/maniskill_scenes.py resets and steps them together.
 
     Proprioception: end-effector position (3, m, world), quaternion (4, wxyz) and positions of the gripper's joints (of
     a Panda: the openings of both fingers, m); of a robot without an end effector the positions of all joints.
@@ -60,6 +61,7 @@ class ManiSkillBenchmark:
         image_size: int = 112,
         random_cameras: RandomCameras | Mapping[str, Any] | None = None,
         nuisances: Nuisances | Mapping[str, Any] | None = None,
+        scenes: int = 1,
         **options: Any,
     ) -> None:
         self.options = load_config(ManiSkillOptions, None, options)
@@ -69,14 +71,16 @@ class ManiSkillBenchmark:
         self._ranges = RandomCameras.model_validate(random_cameras or {})
         self.nuisances = Nuisances.model_validate(nuisances or {})
         self._image_size = image_size
-        self._environment = make_environment(self.rules, self.options, None if self._are_ours(cameras) else image_size)
+        own_size = None if self._are_ours(cameras) else image_size
+        self._environment = make_environment(self.rules, self.options, own_size, scenes)
+        self._scene_index = 0
         self._is_fresh = True
         self._built_for: int | None = None
         self._lenses: dict[str, Any] = {}
         self._picture_lens: Any = None
         try:
             self._describe()
-            self._furnish()
+            self.furnish()
         except ValueError:
             self.close()
             raise
@@ -137,11 +141,9 @@ class ManiSkillBenchmark:
         _, info = self._environment.reset(seed=seed, options={"reconfigure": not (self._is_fresh and is_any_seeds)})
         if info["reconfigure"]:  # some tasks build their scene at every reset
             self._is_fresh, self._built_for = True, seed
-            self._furnish()
-        self._seed, self._steps = seed, 0
-        if self.rules.directions:
-            self._start = self.object_pose(self.rules.moved_object)[:2]
-        return self.rules.instruction(seed)
+            self.furnish()
+        show_poses(self._environment)
+        return self.begin(seed)
 
     def initial_state(self) -> dict[str, list[float]]:
         """Places of what the task is about and of its goal, where the scene has them."""
@@ -155,9 +157,9 @@ class ManiSkillBenchmark:
     def step(self, action: Float[np.ndarray, " dims"]) -> StepResult:
         """Take one action, in the units of `action_space`; what exceeds the robot's limits is clipped."""
         self._is_fresh = False
-        _, _, _, _, info = self._environment.step(self._control.native(action)[None])
-        self._steps += 1
-        return StepResult(success=self._is_success(info), is_over=self._steps >= self.max_steps)
+        _, _, _, _, info = self._environment.step(self.native(action)[None])
+        show_poses(self._environment)
+        return self.judge(info)
 
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
         """An RGB picture for people, of the whole robot."""
@@ -172,6 +174,51 @@ class ManiSkillBenchmark:
         self._lenses.clear()
         self._picture_lens = None
         self._environment.close()
+
+    @property
+    def environment(self) -> Any:
+        """ManiSkill's own, of all scenes."""
+        return self._environment
+
+    def beside(self, index: int) -> "ManiSkillBenchmark":
+        """The same task in another scene of the same simulator."""
+        other = copy.copy(self)
+        other._scene_index = index
+        other.furnish()
+        return other
+
+    def furnish(self) -> None:
+        """Put cameras and distractor into a newly built scene and hide what no camera shall see."""
+        set_shader()
+        self._scene = self._environment.scene.sub_scenes[self._scene_index]
+        self._lenses = {camera: self._lens_of(camera) for camera in self.cameras}
+        self._own_local = {
+            camera: lens.get_local_pose().to_transformation_matrix()
+            for camera, lens in self._lenses.items()
+            if not self._are_ours([camera])
+        }
+        self._picture_lens = None
+        for name in self.rules.hidden:
+            getattr(self._environment, name).hide_visual()
+        self._ambient = np.array(self._scene.ambient_light)
+        self._lamps = [(lamp, np.array(lamp.color)) for lamp in lamps_of(self._scene)]
+        self._distractor = add_distractor(self._scene) if self.nuisances.distractor else None
+
+    def begin(self, seed: int) -> str:
+        """Look at the episode that has been started in the scene; answers the instruction."""
+        self._seed, self._steps = seed, 0
+        if self.rules.directions:
+            self._start = self.object_pose(self.rules.moved_object)[:2]
+        return self.rules.instruction(seed)
+
+    def native(self, action: Float[np.ndarray, " dims"]) -> Float32[np.ndarray, " numbers"]:
+        """The controller's numbers for an action."""
+        return self._control.native(action)
+
+    def judge(self, info: Mapping[str, Any]) -> StepResult:
+        """What a control step that has been taken led to in the scene, by what ManiSkill says of all of them."""
+        self._steps += 1
+        return StepResult(success=self._is_success(info), is_over=self._steps >= self.max_steps)
 
     def render(self, cameras: Sequence[str] | None = None) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
         """What cameras (default: all) see at this instant."""
@@ -197,29 +244,32 @@ class ManiSkillBenchmark:
 
     def proprioception(self) -> Float32[np.ndarray, " numbers"]:
         """What the robot feels; see the class."""
-        joints = self._environment.agent.robot.get_qpos()[0].cpu().numpy()
+        joints = self._environment.agent.robot.get_qpos()[self._scene_index].cpu().numpy()
         hand = getattr(self._environment.agent, "tcp", None)
-        felt = joints if hand is None else np.concatenate([_pose(hand), joints[self._gripper_joints]])
+        felt = joints if hand is None else np.concatenate([self._pose(hand), joints[self._gripper_joints]])
         return felt.astype(np.float32)
 
     def object_pose(self, name: str) -> Float32[np.ndarray, "7"]:
         """Position (m) and quaternion (wxyz) of a thing of the scene, for scripted experts; a policy never gets it."""
-        return _pose(getattr(self._environment, name))
+        return self._pose(getattr(self._environment, name))
 
     def robot_base_pose(self) -> Float32[np.ndarray, "7"]:
         """Position (m) and quaternion (wxyz) of the frame that the end effector's increments are in."""
-        return _pose(self._environment.agent.robot)
+        return self._pose(self._environment.agent.robot)
 
     def get_state(self) -> Float32[np.ndarray, " numbers"]:
         """All positions and velocities of the simulator at this instant."""
-        return self._environment.get_state()[0].cpu().numpy().astype(np.float32)
+        return self._environment.get_state()[self._scene_index].cpu().numpy().astype(np.float32)
 
     def set_state(self, state: Float32[np.ndarray, " numbers"], seed: int, step: int) -> None:
         """Go to an instant of any episode of the task, to look at it from where its cameras stood at that `step`."""
         import torch
 
         self._is_fresh = False
-        self._environment.set_state(torch.from_numpy(state)[None])
+        device = self._environment.device
+        scene = torch.tensor([self._scene_index], device=device)
+        self._environment.set_state(torch.from_numpy(state)[None].to(device), scene)
+        show_poses(self._environment)
         self._seed, self._steps = seed, step
 
     def _are_ours(self, cameras: Sequence[str]) -> bool:
@@ -261,12 +311,15 @@ class ManiSkillBenchmark:
         gripper = getattr(agent.controller, "controllers", {}).get("gripper")
         self._gripper_joints = [] if gripper is None else gripper.active_joint_indices.cpu().numpy()
 
-    def _is_success(self, info: dict[str, Any]) -> bool:
+    def _pose(self, thing: Any) -> Float32[np.ndarray, "7"]:
+        return pose_of(thing, self._scene_index)
+
+    def _is_success(self, info: Mapping[str, Any]) -> bool:
         if self.rules.is_free:
             return self._steps >= self.max_steps
         direction = self.rules.direction(self._seed)
         if direction is None:
-            return bool(info["success"][0])
+            return bool(info["success"][self._scene_index])
         return is_pushed(self.object_pose(self.rules.moved_object)[:2] - self._start, direction)
 
     def _picture_of(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -286,23 +339,6 @@ class ManiSkillBenchmark:
             for lamp, colour in self._lamps:
                 lamp.set_color(factor * colour)
 
-    def _furnish(self) -> None:
-        """Put cameras and distractor into a newly built scene and hide what no camera shall see."""
-        set_shader()
-        self._scene = self._environment.scene.sub_scenes[0]
-        self._lenses = {camera: self._lens_of(camera) for camera in self.cameras}
-        self._own_local = {
-            camera: lens.get_local_pose().to_transformation_matrix()
-            for camera, lens in self._lenses.items()
-            if not self._are_ours([camera])
-        }
-        self._picture_lens = None
-        for name in self.rules.hidden:
-            getattr(self._environment, name).hide_visual()
-        self._ambient = np.array(self._scene.ambient_light)
-        self._lamps = [(lamp, np.array(lamp.color)) for lamp in lamps_of(self._scene)]
-        self._distractor = add_distractor(self._scene) if self.nuisances.distractor else None
-
     def _lens_of(self, camera: str) -> Any:
         if self._are_ours([camera]):
             return add_camera(self._scene, camera, self._image_size)
@@ -314,4 +350,4 @@ class ManiSkillBenchmark:
                 raise ValueError(
                     f"{error}; {self.task} itself has {', '.join(own)}, and added_cameras takes more"
                 ) from None
-        return own[camera].camera._render_cameras[0]
+        return own[camera].camera._render_cameras[self._scene_index]

@@ -35,6 +35,8 @@ class ManiSkillOptions(Config):
     """ManiSkill's name of the controller; default: pd_ee_delta_pose, or the robot's first where it has none."""
     max_steps: int | None = Field(default=None, gt=0)
     """Control steps after which an episode is over; default: the task's (eval/tasks.py), or as it is registered."""
+    physics: Literal["physx_cpu", "physx_cuda"] = "physx_cpu"
+    """Where contacts are computed; physx_cuda: on a CUDA GPU, for all of an evaluation's `scenes` at once."""
     robot_meshes: Literal["lighter", "stock"] = "lighter"
     """Lighter meshes of every Panda look the same and render three to four times as fast; other robots keep theirs."""
     added_cameras: dict[str, AddedCamera] = Field(default={})

@@ -164,17 +164,19 @@ def _is_there(name: str) -> bool:
     return all(assets.is_data_source_downloaded(source) for source in sources)
 
 
-def make_environment(task: Task, options: ManiSkillOptions, image_size: int | None) -> Any:
-    """The scene of a task, without ManiSkill's own images; `image_size` is that of its own cameras where they are used.
+def make_environment(task: Task, options: ManiSkillOptions, image_size: int | None, scenes: int = 1) -> Any:
+    """Scenes of a task, without ManiSkill's own images; `image_size` is that of its own cameras where they are used.
 
     Raises:
         ValueError: the task has not this robot, or the robot not this controller.
         FileNotFoundError: files must be downloaded first.
-        RuntimeError: there is no device to render with.
+        RuntimeError: there is no device to render with, or to simulate on.
     """
     import_simulator()
     import torch
 
+    if options.physics == "physx_cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"physics = {options.physics} needs a CUDA GPU, and torch finds none; leave it at physx_cpu")
     require_task_files(task)
     robot = robot_of(task, options.robot)
     sized = {} if image_size is None else {"width": image_size, "height": image_size, "shader_pack": SHADER}
@@ -183,7 +185,8 @@ def make_environment(task: Task, options: ManiSkillOptions, image_size: int | No
         **({} if robot is None else {"robot_uids": robot}),
         "obs_mode": "none",
         "reward_mode": "none" if "none" in specification(task).cls.SUPPORTED_REWARD_MODES else "sparse",
-        "sim_backend": "physx_cpu",
+        "num_envs": scenes,
+        "sim_backend": options.physics,
         "render_backend": "gpu" if torch.cuda.is_available() else "cpu",
         "sensor_configs": sized,
         "human_render_camera_configs": sized,

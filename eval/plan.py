@@ -21,12 +21,20 @@ class Kind(NamedTuple):
     """Import string of the policy that knows the state of its simulator."""
     first_seed: int
     """The lowest seed that an evaluation may have."""
+    make_scenes: str = ""
+    """Import string of what makes many scenes; empty: a simulator for each."""
 
 
 BENCHMARKS = {
-    "maniskill": Kind("eval.maniskill:ManiSkillBenchmark", "eval.baselines:ExpertPolicy", EVALUATION_SEEDS_FROM),
-    # Its seeds are the numbers of its fixed episodes.
+    "maniskill": Kind(
+        "eval.maniskill:ManiSkillBenchmark",
+        "eval.baselines:ExpertPolicy",
+        EVALUATION_SEEDS_FROM,
+        "eval.maniskill_scenes:make_scenes",
+    ),
+    # The seeds of these are the numbers of their fixed episodes.
     "simpler": Kind("eval.simpler:SimplerBenchmark", "eval.simpler_experts:SimplerExpertPolicy", 0),
+    "libero": Kind("eval.libero:LiberoBenchmark", "eval.libero_experts:LiberoExpertPolicy", 0),
 }
 
 
@@ -69,10 +77,12 @@ class EvaluateConfig(Execution):
     """Pixels of the images of arms whose policy sees none (in their videos); policies bring their own."""
     workers: int = Field(default=2, gt=0)
     """Processes, each with its simulators and one policy; about one a core. Results do not depend on it."""
+    scenes: int = Field(default=1, gt=0)
+    """Episodes that a worker simulates, and asks its policy for, at once; what that changes says docs/maniskill.md."""
     server_batch: int = Field(default=0, ge=0)
     """Workers that one server of the policy answers in one forward pass; 0: each loads its own; 1: to the same bit."""
     episode_timeout_s: float = Field(default=TIMEOUT_S, gt=0)
-    """An episode that takes longer, loading of a worker's simulator and policy included, is stuck and is begun anew."""
+    """An episode (or `scenes` at once) that takes longer, loading of simulator and policy included, is begun anew."""
     attempts: int = Field(default=ATTEMPTS, gt=0)
     """How often an episode is begun, where its worker crashes, hangs or is killed, before it counts as failed."""
     first_seed: int | None = Field(default=None, ge=0)
@@ -105,9 +115,11 @@ def setup_of(config: EvaluateConfig, make_policy: str) -> Setup:
         make_policy=make_policy,
         make_benchmark=kind.make,
         make_expert=kind.make_expert,
+        make_scenes=kind.make_scenes,
         execution=Execution(**{name: getattr(config, name) for name in Execution.model_fields}),
         image_size=config.image_size,
         benchmark_options=config.benchmark_options,
+        scenes=config.scenes,
         server_batch=config.server_batch,
     )
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from core.policy import ActionChunk, Observation
@@ -17,6 +17,10 @@ MAX_ANSWER_BYTES = 64 * 2**20
 
 class RemoteError(RuntimeError):
     """A server that cannot be reached, is gone, or does not answer what it was asked."""
+
+
+class _NotYetError(RemoteError):
+    """There may be a server in a moment."""
 
 
 class RemotePolicy:
@@ -42,7 +46,7 @@ class RemotePolicy:
             address: ws://HOST:PORT, or HOST:PORT.
             token: the server's secret, where it asks for one.
             timeout_s: for an answer.
-            wait_s: how long to try again where nobody listens yet, here and in `reset`.
+            wait_s: how long to try again where nobody answers yet, here and in `reset`.
 
         Raises:
             RemoteError: there is no server, or it does not let us in.
@@ -126,11 +130,9 @@ class RemotePolicy:
         while True:
             try:
                 return self._greeted()
-            except ConnectionRefusedError:
+            except _NotYetError as error:
                 if time.monotonic() > until:
-                    raise RemoteError(
-                        f"nobody listens at {self.address}; start scripts/serve_policy.py there, or correct the address"
-                    ) from None
+                    raise RemoteError(str(error)) from None
                 time.sleep(RETRY_S)
 
     def _greeted(self) -> ServerFacts:
@@ -154,7 +156,11 @@ class RemotePolicy:
                 raise RemoteError(f"{self.address} answers: {greeting}")
             return ServerFacts.read(unpack(greeting))
         except ConnectionRefusedError:
-            raise
+            raise _NotYetError(
+                f"nobody listens at {self.address}; start scripts/serve_policy.py there, or correct the address"
+            ) from None
+        except (ConnectionResetError, InvalidMessage) as error:  # also one that is just being killed
+            raise _NotYetError(f"cannot reach a policy server at {self.address}: {error}") from None
         except InvalidStatus as error:
             said = (error.response.body or b"").decode(errors="replace").strip()
             raise RemoteError(f"{self.address} lets nobody in: {error.response.status_code} {said}") from None

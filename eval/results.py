@@ -35,7 +35,7 @@ class Result:
     steps: int
     """Control steps taken."""
     seconds: float
-    """Wall-clock time of the episode, of its last attempt."""
+    """Wall-clock time of the episode, of its last attempt; its share where several were simulated at once."""
     clipped_steps: int = 0
     """Steps whose action left the action space and was clipped into it."""
     first_success_step: int | None = None

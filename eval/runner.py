@@ -15,12 +15,12 @@ import numpy as np
 
 from core.policy import Observation, Policy
 from core.run import say
-from eval.benchmark import Benchmark
 from eval.pool import Done, Lost, run_in_processes
-from eval.protocol import UNKNOWN, ProtocolError, protocol_of
+from eval.protocol import UNKNOWN, Protocol, ProtocolError, protocol_of
 from eval.remote import RemoteError
 from eval.results import RESULTS_FILE, Result, append_result, by_arm, read_results, require_one_protocol
-from eval.rollout import Outcome, another_instruction, rollout
+from eval.rollout import Outcome, Start, another_instruction, rollouts
+from eval.scenes import Scenes
 from eval.video import side_by_side, write_video
 from eval.workshop import Job, Setup, Workshop, is_trained
 
@@ -41,6 +41,10 @@ class Fault(NamedTuple):
     reason: str
 
 
+Wave = tuple[Job, ...]
+"""Jobs of one kind that a worker simulates at once."""
+
+
 def run(
     jobs: Sequence[Job],
     setup: Setup,
@@ -52,7 +56,8 @@ def run(
     """Run the jobs that `out`/results.jsonl does not hold yet, and answer the results of all, in the order of `jobs`.
 
     An episode that fails with an error is recorded, counts as a failure, and is tried again by the next call. One
-    whose worker crashes, is killed, or needs more than `timeout_s`, is begun anew at once, `attempts` times in all.
+    whose worker crashes, is killed, or needs more than `timeout_s`, is begun anew at once, `attempts` times in all;
+    where `setup.scenes` episodes share a worker that is lost, each has used up an attempt, and the last is made alone.
 
     Raises:
         RunnerError: the first three episodes all fail with the same error.
@@ -62,7 +67,7 @@ def run(
     file = Path(out) / RESULTS_FILE
     known = [result for result in read_results(file) if result.error is None] if file.is_file() else []
     done = {result.key for result in known}
-    waiting = deque(job for job in jobs if job.key not in done)
+    waiting = [job for job in jobs if job.key not in done]
     if done:
         say(f"evaluate: {len(jobs) - len(waiting)} of {len(jobs)} episodes are already in {file}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers, whose number is the parallelism
@@ -71,13 +76,14 @@ def run(
         for path, group in _groups(waiting, setup):
             with _server(path, setup, timeout_s) as server:
                 there = replace(setup, address=server.address if server else "")
-                work = partial(run_job, setup=there, out=Path(out))
-                with closing(run_in_processes(work, group, workers, timeout_s)) as outcomes:
+                work = partial(run_wave, setup=there, out=Path(out))
+                waves = _waves(group, setup.scenes)
+                with closing(run_in_processes(work, waves, workers, timeout_s)) as outcomes:
                     for outcome in outcomes:
-                        if not ledger.settled(outcome):
-                            group.appendleft(outcome.item)
-                            if server:
-                                server.require_hope()  # otherwise all episodes would wait for it in vain
+                        again = ledger.settle(outcome)
+                        waves.extendleft(reversed(again))
+                        if again and server:
+                            server.require_hope()  # otherwise all episodes would wait for it in vain
     except KeyboardInterrupt:
         ledger.say_progress()
         raise
@@ -85,22 +91,64 @@ def run(
     return [found[job.key] for job in jobs if job.key in found]
 
 
-def run_job(job: Job, setup: Setup, out: Path) -> Result | Fault:
-    """Run one episode in this process, which keeps its simulators and its last policy for the next one."""
+def run_wave(wave: Wave, setup: Setup, out: Path) -> list[Result | Fault]:
+    """Run episodes in this process, which keeps its simulators and its last policy for the next ones."""
     started = time.monotonic()
-    outcome, fingerprint, protocol, error, video = NOTHING, UNKNOWN, None, None, None
+    policy: Policy | None = None
+    protocol: Protocol | None = None
+    found: list[tuple[Outcome | Exception, str | None]]
     try:
-        policy, benchmark = _WORKSHOP.policy_and_benchmark(job, setup)
-        fingerprint = policy.fingerprint
-        protocol = protocol_of(benchmark, policy, setup.execution, job.is_shuffled)
-        outcome, video = _episode(job, setup, out, policy, benchmark)
-        protocol = protocol.with_horizon(outcome.chunk_horizon)
-    except (ConnectionError, RemoteError) as problem:
-        return Fault(f"{type(problem).__name__}: {problem}")
+        policies, scenes = _WORKSHOP.policies_and_scenes(wave[0], setup)
+        policy = policies[0]
+        protocol = protocol_of(scenes.each[0], policy, setup.execution, wave[0].is_shuffled)
+        found = _episodes(wave, setup, out, policies, scenes)
     except Exception as problem:  # noqa: BLE001 - the only place allowed to: one bad episode must not end the others
-        if os.environ.get("MVP_LAM_TRACEBACK"):
-            say(traceback.format_exc())
-        error = f"{type(problem).__name__}: {problem}"
+        if len(wave) > 1 and protocol is not None:  # the simulator failed, perhaps in one episode only
+            return [result for job in wave for result in run_wave((job,), setup, out)]
+        found = [(problem, None)] * len(wave)
+    fingerprint = UNKNOWN if policy is None else policy.fingerprint
+    seconds = round((time.monotonic() - started) / len(wave), 3)
+    return [_result(job, *each, seconds, fingerprint, protocol) for job, each in zip(wave, found, strict=True)]
+
+
+def _episodes(
+    wave: Wave, setup: Setup, out: Path, policies: Sequence[Policy], scenes: Scenes
+) -> list[tuple[Outcome | Exception, str | None]]:
+    """What each episode came to, and the path of its recording, if one was wanted."""
+    frames: list[list[np.ndarray]] = [[] for _ in wave]
+
+    def keep(frames: list[np.ndarray], observation: Observation) -> None:
+        frames.append(side_by_side(observation, policies[0].cameras))
+
+    starts = [
+        Start(
+            job.seed,
+            another_instruction(scenes, job.seed) if job.is_shuffled else None,
+            partial(keep, seen) if job.is_recorded else None,
+        )
+        for job, seen in zip(wave, frames, strict=True)
+    ]
+    ends = rollouts(scenes, policies, starts, setup.execution, caught=(Exception,))
+    found: list[tuple[Outcome | Exception, str | None]] = []
+    for job, end, seen in zip(wave, ends, frames, strict=True):
+        video = f"videos/{job.arm}_{job.task}_{job.seed}.mp4" if seen and isinstance(end, Outcome) else None
+        if video:
+            write_video(out / video, np.stack(seen), scenes.each[0].control_hz)
+        found.append((end, video))
+    return found
+
+
+def _result(
+    job: Job, end: Outcome | Exception, video: str | None, seconds: float, fingerprint: str, protocol: Protocol | None
+) -> Result | Fault:
+    """The line of an episode; its share of the `seconds` where several ran at once."""
+    if isinstance(end, ConnectionError | RemoteError):
+        return Fault(f"{type(end).__name__}: {end}")
+    outcome, error = (end, None) if isinstance(end, Outcome) else (NOTHING, f"{type(end).__name__}: {end}")
+    if isinstance(end, Exception) and os.environ.get("MVP_LAM_TRACEBACK"):
+        say("".join(traceback.format_exception(end)))
+    if protocol is not None and error is None:
+        protocol = protocol.with_horizon(outcome.chunk_horizon)
     facts = outcome._asdict()
     del facts["chunk_horizon"]
     return Result(
@@ -110,7 +158,7 @@ def run_job(job: Job, setup: Setup, out: Path) -> Result | Fault:
         error=error,
         video=video,
         policy_fingerprint=fingerprint,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=seconds,
         versions=_WORKSHOP.versions,
         protocol_fingerprint=UNKNOWN if protocol is None else protocol.fingerprint,
         protocol=protocol,
@@ -118,33 +166,23 @@ def run_job(job: Job, setup: Setup, out: Path) -> Result | Fault:
     )
 
 
-def _episode(job: Job, setup: Setup, out: Path, policy: Policy, benchmark: Benchmark) -> tuple[Outcome, str | None]:
-    """The episode and the path of its recording, if one was wanted."""
-    frames: list[np.ndarray] = []
-
-    def keep(observation: Observation) -> None:
-        frames.append(side_by_side(observation, policy.cameras))
-
-    told = another_instruction(benchmark, job.seed) if job.is_shuffled else None
-    outcome = rollout(benchmark, policy, job.seed, setup.execution, told, keep if job.is_recorded else None)
-    if not frames:
-        return outcome, None
-    video = f"videos/{job.arm}_{job.task}_{job.seed}.mp4"
-    write_video(out / video, np.stack(frames), benchmark.control_hz)
-    return outcome, video
-
-
 _WORKSHOP = Workshop()
 
 
-def _groups(jobs: Sequence[Job], setup: Setup) -> list[tuple[str, deque[Job]]]:
+def _groups(jobs: Sequence[Job], setup: Setup) -> list[tuple[str, list[Job]]]:
     """Jobs that run side by side, with the path of the policy that is served to them, if one is."""
-    if not setup.server_batch:
-        return [("", deque(jobs))]
-    groups: dict[str, deque[Job]] = {}
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(job.policy if is_trained(job.policy) else "", deque()).append(job)
+        groups.setdefault(job.policy if setup.server_batch and is_trained(job.policy) else "", []).append(job)
     return list(groups.items())
+
+
+def _waves(jobs: Sequence[Job], scenes: int) -> deque[Wave]:
+    """The jobs, as many as there are scenes at a time."""
+    kinds: dict[Any, list[Job]] = {}
+    for job in jobs:
+        kinds.setdefault(job.kind, []).append(job)
+    return deque(tuple(some[i : i + scenes]) for some in kinds.values() for i in range(0, len(some), scenes))
 
 
 def _server(path: str, setup: Setup, timeout_s: float) -> AbstractContextManager[Any]:
@@ -168,14 +206,24 @@ class _Ledger:
         self._results: list[Result] = []
         self._first = {(result.arm, result.task): result for result in reversed(known)}
 
-    def settled(self, outcome: Done | Lost) -> bool:
-        """Whether the episode has come to its result; otherwise it is to be begun anew."""
-        job, value = outcome.item, outcome.reason if isinstance(outcome, Lost) else outcome.value
+    def settle(self, outcome: Done | Lost) -> list[Wave]:
+        """Record the episodes that have come to their results; answers those that are to be begun anew."""
+        wave: Wave = outcome.item
+        values = [Fault(outcome.reason)] * len(wave) if isinstance(outcome, Lost) else outcome.value
+        again = tuple(job for job, value in zip(wave, values, strict=True) if not self._is_settled(job, value))
+        is_complete = len(self._results) == self._total
+        if len(again) < len(wave) and (is_complete or time.monotonic() - self._said > SAY_EVERY_S):
+            self.say_progress()
+        # What ends the worker every time shall not cost the other episodes all of their attempts.
+        is_last = any(len(self._faults[job.key]) == self._attempts - 1 for job in again)
+        return [(job,) for job in again] if is_last else [again] * bool(again)
+
+    def _is_settled(self, job: Job, value: Result | Fault) -> bool:
         faults = self._faults.setdefault(job.key, [])
         if isinstance(value, Result):
             self._add(replace(value, attempts=len(faults) + 1, faults=faults))
             return True
-        faults.append(value.reason if isinstance(value, Fault) else value)
+        faults.append(value.reason)
         if len(faults) == self._attempts:
             self._add(_given_up(job, faults))
             return True
@@ -189,8 +237,6 @@ class _Ledger:
         if result.error is not None:
             say(f"evaluate: FAILED {result.arm}, {result.task}, seed {result.seed}: {result.error}")
             self._stop_if_hopeless()
-        if time.monotonic() - self._said > SAY_EVERY_S or len(self._results) == self._total:
-            self.say_progress()
 
     def say_progress(self) -> None:
         """How far it has come."""

@@ -1,14 +1,16 @@
-"""What a worker process needs for an episode, and keeps for the next one: simulators and the last policy."""
+"""What a worker process needs for episodes, and keeps for the next ones: simulators and the last policy."""
 
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from core.policy import Policy
 from core.run import versions
 from eval.baselines import RandomPolicy
-from eval.benchmark import Benchmark
+from eval.batching import BatchPolicy
 from eval.execution import Execution
+from eval.scenes import Scenes, SeparateSimulators
 
 RANDOM, EXPERT = "random", "expert"
 REMOTE_S = 300.0
@@ -34,6 +36,11 @@ class Job:
         """Arm, task and seed: what makes an episode the same one."""
         return self.arm, self.task, self.seed
 
+    @property
+    def kind(self) -> tuple[str, str, str, bool]:
+        """What episodes share that can be simulated at once."""
+        return self.arm, self.task, self.policy, self.is_shuffled
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -45,6 +52,10 @@ class Setup:
     """Called with `task`, `image_size`, `benchmark_options` and, where the policy names some, `cameras`."""
     make_expert: str
     """Called with the benchmark; the policy of arms whose policy is `expert`."""
+    make_scenes: str = ""
+    """Called like `make_benchmark` and with `scenes`; empty: a simulator for each of them."""
+    scenes: int = 1
+    """Episodes that a worker simulates at once."""
     execution: Execution
     """How the policy's chunks become actions."""
     image_size: int
@@ -59,37 +70,54 @@ class Setup:
 
 @dataclass
 class Workshop:
-    """What a worker process keeps between jobs: one simulator a task and kind of images, the last policy."""
+    """What a worker process keeps between jobs: simulators by task and kind of images, the last policy."""
 
-    benchmarks: dict[tuple[str, int, tuple[str, ...]], Benchmark] = field(default_factory=dict)
+    scenes: dict[tuple[str, int, tuple[str, ...]], Scenes] = field(default_factory=dict)
     path: str | None = None
-    policy: Policy | None = None
+    policies: Sequence[Policy] = ()
     versions: dict[str, str] = field(default_factory=versions)
 
-    def policy_and_benchmark(self, job: Job, setup: Setup) -> tuple[Policy, Benchmark]:
-        """Those of the job, made where they are not there yet."""
+    def policies_and_scenes(self, job: Job, setup: Setup) -> tuple[Sequence[Policy], Scenes]:
+        """Scenes for episodes like the job and each one's policy, made where they are not there yet."""
         if job.policy in (RANDOM, EXPERT):
-            benchmark: Any = self.benchmark(setup, job.task, setup.image_size, ())
+            scenes = self.scenes_of(setup, job.task, setup.image_size, ())
             if job.policy == RANDOM:
-                return RandomPolicy(benchmark.action_space), benchmark
-            return pkgutil.resolve_name(setup.make_expert)(benchmark), benchmark
+                return [RandomPolicy(scene.action_space) for scene in scenes.each], scenes
+            return [pkgutil.resolve_name(setup.make_expert)(scene) for scene in scenes.each], scenes
         path = setup.address or job.policy
-        if self.policy is None or self.path != path:
-            self.policy = None  # frees the memory before the next one is loaded
-            self.policy = _connected(path) if is_address(path) else pkgutil.resolve_name(setup.make_policy)(path)
+        if not self.policies or self.path != path:
+            self.policies = ()  # frees the memory before the next one is loaded
+            self.policies = _made(path, setup)
             self.path = path
-        policy: Any = self.policy
+        policy = self.policies[0]
         image_size = getattr(policy, "image_size", setup.image_size)
-        return policy, self.benchmark(setup, job.task, image_size, policy.cameras)
+        return self.policies, self.scenes_of(setup, job.task, image_size, policy.cameras)
 
-    def benchmark(self, setup: Setup, task: str, image_size: int, cameras: tuple[str, ...]) -> Benchmark:
-        """The simulator of a task, with its own choice of cameras where none are named."""
+    def scenes_of(self, setup: Setup, task: str, image_size: int, cameras: tuple[str, ...]) -> Scenes:
+        """Those of a task, with its own choice of cameras where none are named."""
         key = (task, image_size, cameras)
-        if key not in self.benchmarks:
+        if key not in self.scenes:
+            if setup.scenes > 1:  # so many are kept of one task at a time
+                for others in self.scenes.values():
+                    others.close()
+                self.scenes.clear()
             named = {"cameras": cameras} if cameras else {}
-            make = pkgutil.resolve_name(setup.make_benchmark)
-            self.benchmarks[key] = make(**setup.benchmark_options | {"task": task, "image_size": image_size} | named)
-        return self.benchmarks[key]
+            arguments = setup.benchmark_options | {"task": task, "image_size": image_size} | named
+            if setup.make_scenes:
+                self.scenes[key] = pkgutil.resolve_name(setup.make_scenes)(scenes=setup.scenes, **arguments)
+            else:
+                make = pkgutil.resolve_name(setup.make_benchmark)
+                self.scenes[key] = SeparateSimulators([make(**arguments) for _ in range(setup.scenes)])
+        return self.scenes[key]
+
+
+def _made(path: str, setup: Setup) -> Sequence[Policy]:
+    """The policy of each scene: one for all where it can hold many episodes at once."""
+    make = _connected if is_address(path) else pkgutil.resolve_name(setup.make_policy)
+    policy = make(path)
+    if isinstance(policy, BatchPolicy):
+        return [policy] * setup.scenes
+    return [policy, *(make(path) for _ in range(setup.scenes - 1))]
 
 
 def is_address(policy: str) -> bool:

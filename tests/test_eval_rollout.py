@@ -11,6 +11,7 @@ from eval.baselines import RandomPolicy
 from eval.benchmark import StepResult
 from eval.execution import Execution, ExecutionError, Executor
 from eval.rollout import RolloutError, another_instruction, rollout
+from eval.scenes import SeparateSimulators
 
 SPACE = ActionSpace(names=("x",), units=("m",), kind="delta_end_effector", low=(-1.0,), high=(1.0,))
 HAND = ActionSpace(
@@ -257,18 +258,19 @@ def test_a_missing_camera_is_named():
 
 
 def test_another_instruction_is_wrong_known_to_the_task_and_the_same_for_a_seed():
-    line = Line(("left", "right", "up", "down"))
+    told = ("left", "right", "up", "down")
+    scenes = SeparateSimulators([Line(told), Line(told)])
     for seed in range(8):
-        other = another_instruction(line, seed)
-        assert other in line.instructions
-        assert other != line.instructions[seed % 4]
-        assert other == another_instruction(line, seed)
-    assert len({another_instruction(line, 4 * seed) for seed in range(20)}) == 3
+        other = another_instruction(scenes, seed)
+        assert other in told
+        assert other != told[seed % 4]
+        assert other == another_instruction(scenes, seed)
+    assert len({another_instruction(scenes, 4 * seed) for seed in range(20)}) == 3
 
 
 def test_a_task_with_one_instruction_cannot_be_shuffled():
     with pytest.raises(RolloutError, match="shuffle_instructions"):
-        another_instruction(Line(("left",)), 0)
+        another_instruction(SeparateSimulators([Line(("left",))]), 0)
 
 
 def test_random_actions_fill_the_scaled_range_and_follow_the_seed():

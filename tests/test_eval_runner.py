@@ -217,10 +217,11 @@ def test_progress_says_rate_time_to_go_and_success_by_arm():
 
 def test_a_plan_says_how_workers_work():
     values = {"out": "o", "arms": [], "ensemble_decay": 0.1, "execute_steps": 1, "benchmark_options": {"robot": "xarm"}}
-    setup = setup_of(load_config(EvaluateConfig, None, values | {"server_batch": 4}), "a.b:c")
+    setup = setup_of(load_config(EvaluateConfig, None, values | {"server_batch": 4, "scenes": 16}), "a.b:c")
     assert setup.execution == Execution(execute_steps=1, ensemble_decay=0.1)
     assert setup.benchmark_options == {"robot": "xarm"}
-    assert (setup.make_policy, setup.server_batch) == ("a.b:c", 4)
+    assert (setup.make_policy, setup.server_batch, setup.scenes) == ("a.b:c", 4, 16)
+    assert setup.make_scenes == "eval.maniskill_scenes:make_scenes"
     with pytest.raises(ConfigError, match="benchmark = chess: the known ones are maniskill, simpler"):
         load_config(EvaluateConfig, None, {"out": "o", "arms": [], "benchmark": "chess"})
 
