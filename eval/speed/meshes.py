@@ -60,7 +60,7 @@ def _pictures(sizes: Sizes, numbers: Numbers) -> Iterator[str]:
 def _rollouts(sizes: Sizes, actor: Actor, numbers: Numbers) -> Iterator[str]:
     policy: Any = actor.load()
     side = getattr(policy, "image_size", sizes.image_size)
-    execution = Execution(execute_steps=sizes.execute_steps)
+    execution = sizes.execution
     with ExitStack() as opened:
         calls: dict[str, Callable[[], object]] = {}
         for each in MESHES:

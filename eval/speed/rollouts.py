@@ -10,7 +10,6 @@ from typing import NamedTuple
 from core.benchmark.fresh_process import in_fresh_process
 from core.benchmark.running import Numbers
 from core.benchmark.timing import Ratio, Timing, ratio, ratio_row
-from eval.execution import Execution
 from eval.results import RESULTS_FILE, Result, read_results
 from eval.runner import run
 from eval.speed.arrivals import Arrivals
@@ -106,7 +105,7 @@ def setup_of(sizes: Sizes, actor: Actor, meshes: str = "lighter") -> Setup:
         make_policy=actor.make,
         make_benchmark="eval.maniskill:ManiSkillBenchmark",
         make_expert="eval.baselines:ExpertPolicy",
-        execution=Execution(execute_steps=sizes.execute_steps),
+        execution=sizes.execution,
         image_size=sizes.image_size,
         benchmark_options={"max_steps": sizes.step_limit, "robot_meshes": meshes},
     )

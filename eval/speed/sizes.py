@@ -7,6 +7,7 @@ from core.policy import Policy
 from core.spaces import END_EFFECTOR_DELTA
 from eval.baselines import RandomPolicy
 from eval.cameras import POLICY_CAMERA
+from eval.execution import Execution
 
 
 class Sizes(NamedTuple):
@@ -35,6 +36,11 @@ class Sizes(NamedTuple):
     """Of what a policy sees that does not say its own; pixels."""
     execute_steps: int = 4
     """Actions of a chunk that are taken before the policy is asked again."""
+
+    @property
+    def execution(self) -> Execution:
+        """How they are taken: what is out of range is clipped, however far, as the plain loop does."""
+        return Execution(execute_steps=self.execute_steps, stop_beyond=1e9)
 
 
 FULL = Sizes(
