@@ -29,8 +29,8 @@ class Package(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: `MVP_LAM_CACHE`, or ~/.cache/mvp-lam."""
-    return Path(os.environ.get("MVP_LAM_CACHE", "~/.cache/mvp-lam")).expanduser()
+    """Where what is fetched or made once for this machine is kept: `MVP_LAM_CACHE`, or ~/.cache/mvp-lam."""
+    return Path(os.environ.get("MVP_LAM_CACHE") or "~/.cache/mvp-lam").expanduser()
 
 
 def verified_wheel(package: Package, folder: Path) -> Path:

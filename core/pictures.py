@@ -1,5 +1,6 @@
 """Single pictures, JPEG or PNG."""
 
+import base64
 import io
 
 import numpy as np
@@ -24,3 +25,16 @@ def decode_image(encoded: bytes) -> UInt8[np.ndarray, "height width 3"]:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"a picture of {len(encoded)} bytes cannot be decoded: {error}") from None
+
+
+def picture_url(image: UInt8[np.ndarray, "height width 3"], quality: int) -> str:
+    """A JPEG as a URL that needs no other file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def at_height(image: UInt8[np.ndarray, "h w 3"], height: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The image, so many pixels high."""
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))

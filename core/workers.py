@@ -52,17 +52,24 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def left_to_parent() -> None:
+    """From here on the parent alone decides when this process ends: Ctrl-C is its to heed, and its end is the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all of a terminal's processes
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it at once and silently; what was begun is done again
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Processes fill the cores; threads of libraries in each would only get in their way.
     os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
     if start is not None:
         start(*arguments)
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """A parent that is killed cannot tell its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None

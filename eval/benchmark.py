@@ -1,10 +1,12 @@
 """What a benchmark is: tasks that can be reset by seed, observed, acted in and judged. One file each implements it."""
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from core.policy import Observation
 from core.spaces import ActionSpace
@@ -71,3 +73,13 @@ class Benchmark(Protocol):
 
     def close(self) -> None:
         """Free the simulator."""
+
+
+def versions_of(*packages: str) -> str:
+    """Names and versions of installed packages, in one line."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+
+
+def square(picture: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """The whole picture in so many pixels along each side (Lanczos)."""
+    return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))

@@ -2,9 +2,9 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import socket
+import subprocess
 import sys
 from ctypes.util import find_library
 
@@ -21,13 +21,15 @@ CHECKS = {
 }
 SERVER_PORT = 8000
 """Default of the policy server; a copy, as its settings need packages that may be missing; a test compares them."""
+LEAST_MESA = 25
+"""Major version; ManiSkill refuses the software renderer of older ones."""
 
 
 def rendering() -> Finding:
     """Whether ManiSkill's renderer starts on the device that it would choose, and on which driver."""
     if not importlib.util.find_spec("mani_skill") or not importlib.util.find_spec("sapien"):
         return Finding(WARN, "no ManiSkill here; only policies without it can be tried", _install("sim"))
-    kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    kind, mesa = ("cuda", "") if shutil.which("nvidia-smi") else ("cpu", _mesa())
     try:
         # ManiSkill imports it first, and it lacks a library on bare systems.
         import cv2  # noqa: F401
@@ -36,9 +38,9 @@ def rendering() -> Finding:
         sapien.render.RenderSystem(sapien.Device(kind))
         summary = sapien.render.get_device_summary()
     except (ImportError, RuntimeError, OSError) as error:
-        return Finding(FAIL, f"the simulator cannot render on the {kind} device: {error}", SET_UP)
+        return Finding(FAIL, f"the simulator cannot render on the {kind} device: {error}{mesa}", SET_UP)
     names = [line.removeprefix("GPU:").strip() for line in summary.splitlines() if line.startswith("GPU:")]
-    return Finding(OK, f"Vulkan on the {kind} device of {', '.join(names)}")
+    return Finding(OK, f"Vulkan on the {kind} device of {', '.join(names)}{mesa}")
 
 
 def egl() -> Finding:
@@ -69,19 +71,14 @@ def motion_planning() -> Finding:
 
 def simpler_assets() -> Finding:
     """Whether the files of the four WidowX tasks lie where ManiSkill looks, and whether they are the official ones."""
-    from eval.maniskill_registry import DOWNLOAD
-    from eval.simpler_assets import NEEDED, OFFICIAL, asset_folder, require_assets
+    from eval.simpler_assets import NEEDED, OFFICIAL, AssetsError, asset_folder, download, require_assets
 
-    folder = asset_folder()
-    lacking = {name: [file for file in files if not (folder / file).is_file()] for name, files in NEEDED.items()}
-    wanted = [name for name, files in lacking.items() if files]
-    fix = " && ".join(f"{DOWNLOAD} {name}" for name in wanted or NEEDED)
-    if wanted:
-        count = sum(map(len, lacking.values()))
-        where = f"{folder} ({'as MS_ASSET_DIR says' if 'MS_ASSET_DIR' in os.environ else 'MS_ASSET_DIR is not set'})"
-        return Finding(WARN, f"{count} files are not in {where}, such as {lacking[wanted[0]][0]}", fix)
-    kind = require_assets()
-    return Finding(OK, f"{kind} in {folder}") if kind == OFFICIAL else Finding(WARN, f"{kind} in {folder}", fix)
+    try:
+        kind = require_assets()
+    except AssetsError as error:
+        return Finding(WARN, error.what, error.command)
+    found = f"{kind} in {asset_folder()}"
+    return Finding(OK, found) if kind == OFFICIAL else Finding(WARN, found, download(NEEDED))
 
 
 def libero() -> Finding:
@@ -116,6 +113,18 @@ def policy_server_port() -> Finding:
             fix = f"python scripts/serve_policy.py --port {SERVER_PORT + 1} ... (or end what listens there)"
             return Finding(WARN, f"{SERVER_PORT} on 127.0.0.1 cannot be had: {error.strerror}", fix)
     return Finding(OK, f"{SERVER_PORT} on 127.0.0.1 is free")
+
+
+def _mesa() -> str:
+    """The version of Mesa's software renderer, in words; empty where the system's packages do not tell it."""
+    ask = ["dpkg-query", "-W", "-f=${Version}", "mesa-vulkan-drivers"]
+    if not shutil.which(ask[0]):
+        return ""
+    version = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+    if not version:
+        return ""
+    is_old = int(version.split(":")[-1].split(".")[0]) < LEAST_MESA
+    return f"; Mesa {version}" + (f", {LEAST_MESA} or newer is needed" if is_old else "")
 
 
 def _version(package: str) -> str | None:

@@ -116,9 +116,8 @@ def _position(controller: Any) -> Part:
     """Of an end effector that keeps its orientation."""
     config = controller.config
     low, high = (np.broadcast_to(limit, 3).astype(float) for limit in (config.pos_lower, config.pos_upper))
-    scale = _scaled(low, high) if config.normalize_action else lambda values: np.clip(values, low, high)
     kind: Kind = "delta_end_effector" if config.use_delta else "absolute_end_effector"
-    return Part(kind, ("x", "y", "z"), ("m",) * 3, low, high, scale, _frame(config.frame))
+    return Part(kind, ("x", "y", "z"), ("m",) * 3, low, high, _native(config, low, high), _frame(config.frame))
 
 
 def _pose(controller: Any) -> Part:
@@ -153,19 +152,18 @@ def _joints(controller: Any) -> Part:
         limits = np.stack([np.broadcast_to(limit, len(limits)) for limit in (config.lower, config.upper)], axis=1)
     limits = np.clip(limits, -WHOLE_TURN_RAD, WHOLE_TURN_RAD) if not np.isfinite(limits).all() else limits
     low, high = limits.T
-    native = _scaled(low, high) if config.normalize_action else lambda values: np.clip(values, low, high)
     names = tuple(joint.name for joint in controller.joints[: len(low)])
     kind: Kind = "delta_joint_position" if config.use_delta else "joint_position"
-    return Part(kind, names, _units(controller.joints[: len(low)]), low, high, native)
+    return Part(kind, names, _units(controller.joints[: len(low)]), low, high, _native(config, low, high))
 
 
 def _velocities(controller: Any) -> Part:
     """Of joints that are told how fast to go."""
     config, size = controller.config, _size(controller)
     low, high = (np.broadcast_to(limit, size).astype(float) for limit in (config.lower, config.upper))
-    native = _scaled(low, high) if config.normalize_action else lambda values: np.clip(values, low, high)
+    names = tuple(joint.name for joint in controller.joints[:size])
     units = tuple(f"{unit}/s" for unit in _units(controller.joints[:size]))
-    return Part("joint_velocity", tuple(joint.name for joint in controller.joints[:size]), units, low, high, native)
+    return Part("joint_velocity", names, units, low, high, _native(config, low, high))
 
 
 def _base(controller: Any) -> Part:
@@ -198,7 +196,10 @@ DESCRIBED: dict[str, Callable[[Any], Part]] = {
 }
 
 
-def _scaled(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _native(config: Any, low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The controller's numbers for those between two limits: the same, or -1..1 where it is normalised."""
+    if not config.normalize_action:
+        return lambda values: np.clip(values, low, high)
     middle, half = (high + low) / 2, (high - low) / 2
     return lambda values: np.clip((values - middle) / half, -1.0, 1.0)
 

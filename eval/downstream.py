@@ -82,7 +82,7 @@ class Contrast(NamedTuple):
     demonstrations: int
     difference: float
     ci95: Interval
-    """Over training seeds and initial states; with one seed Newcombe's, over initial states."""
+    """Over training seeds and initial states; with one seed Tango's, over initial states."""
     seeds: int
     positive: int
     """Seeds whose difference is above zero."""

@@ -18,7 +18,7 @@ class ExecutionError(ValueError):
 
 
 class Execution(Config):
-    """How a policy's answers are used. Everything but the first is off unless asked for, and all is recorded."""
+    """How a policy's answers are used. Blending, holding and scaling are off unless asked for; all is recorded."""
 
     execute_steps: int = Field(default=8, gt=0)
     """Actions of each predicted chunk that are taken before the policy is asked again."""

@@ -120,6 +120,11 @@ def turn_between(pose: Float[np.ndarray, "4 4"], target: Float[np.ndarray, "4 4"
     return Rotation.from_matrix(target[:3, :3] @ pose[:3, :3].T).as_rotvec()
 
 
+def at_height(place: Float[np.ndarray, "3"], height_m: float) -> Float[np.ndarray, "3"]:
+    """The place at that height over or under this one."""
+    return np.array([place[0], place[1], height_m])
+
+
 def limited(vector: Float[np.ndarray, "3"], length: float) -> Float[np.ndarray, "3"]:
     """The vector, or a shorter one of its direction."""
     return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))

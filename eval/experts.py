@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
 from core.spaces import END_EFFECTOR_DELTA
-from eval.expert_hand import CLOSED, OPEN, STEP_LIMIT_M, TURN_LIMIT_RAD, Hand, Intention, limited
+from eval.expert_hand import CLOSED, OPEN, STEP_LIMIT_M, TURN_LIMIT_RAD, Hand, Intention, at_height, limited
 from eval.maniskill import ManiSkillBenchmark
 from eval.posing_experts import insert_peg, plug_in, roll_ball, stand_upright
 from eval.push_t_experts import push_t
@@ -75,14 +75,14 @@ class Expert:
         start = self._position(self._rules.moved_object)
         behind = start - (self._rules.cube_half_size_m + CLEARANCE_M) * along
         while np.linalg.norm(self._hand[:2] - behind[:2]) >= 0.02:
-            yield self._towards(_at_height(behind, ABOVE_Z_M), CLOSED, noise_scale=1.0)
+            yield self._towards(at_height(behind, ABOVE_Z_M), CLOSED, noise_scale=1.0)
         while abs(self._hand[2] - TABLE_Z_M) >= 0.012:
-            yield self._towards(_at_height(behind, TABLE_Z_M), CLOSED, noise_scale=1.0)
+            yield self._towards(at_height(behind, TABLE_Z_M), CLOSED, noise_scale=1.0)
         while True:
             # The cube sticks to the fingers: what brings the hand back to the line brings the cube back too.
             covered = float((self._hand - start) @ along)
             aim = start + along * min(covered + PUSH_STEP_M, distance_m)
-            yield self._towards(_at_height(aim, TABLE_Z_M), CLOSED, noise_scale=0.3)
+            yield self._towards(at_height(aim, TABLE_Z_M), CLOSED, noise_scale=0.3)
 
     def push_as_told(self) -> Iterator[Intention]:
         """Push in the direction of the instruction, up to a line: where to stop can be seen in a single image."""
@@ -103,7 +103,7 @@ class Expert:
         """Grasp one cube, set it on the other, let go and rise."""
         yaw = yield from self._grasp("cubeA")
         while self._hand[2] <= 0.08:
-            yield self._towards(_at_height(self._hand, 0.13), CLOSED, yaw, noise_scale=0.3)
+            yield self._towards(at_height(self._hand, 0.13), CLOSED, yaw, noise_scale=0.3)
         while np.linalg.norm((self._position("cubeA") - self._position("cubeB"))[:2]) >= 0.008:
             yield self._towards(self._over("cubeB", height_m=0.09), CLOSED, yaw, noise_scale=0.3)
         while self._position("cubeA")[2] >= 0.064:
@@ -122,7 +122,7 @@ class Expert:
         grasped = yield from self._grasp("cubeC")
         yield from self._put("cubeC", lambda: self._between("cubeA", "cubeB", 0.04), grasped, drop_m=0.003)
         while True:
-            yield self._towards(_at_height(self._hand, 0.2), OPEN, grasped, noise_scale=0.0)
+            yield self._towards(at_height(self._hand, 0.2), OPEN, grasped, noise_scale=0.0)
 
     def drop_into_bin(self) -> Iterator[Intention]:
         """Grasp the ball, let go of it in the bin and rise."""
@@ -130,7 +130,7 @@ class Expert:
         rest = np.array([0.0, 0.0, BIN_FLOOR_M + BALL_RADIUS_M])
         yield from self._put("obj", lambda: self._position("bin") + rest, yaw, drop_m=0.002)
         while True:
-            yield self._towards(_at_height(self._hand, 0.12), OPEN, yaw, noise_scale=0.0)
+            yield self._towards(at_height(self._hand, 0.12), OPEN, yaw, noise_scale=0.0)
 
     def poke(self) -> Iterator[Intention]:
         """Grasp the near end of the peg, point it at the cube, and push as far as needed."""
@@ -139,26 +139,26 @@ class Expert:
         goal = self._position("goal_region")
         while abs(self._position("cube")[1] - self._position("peg")[1]) > 0.004 or self._hand[2] < 0.03:
             way = self._position("cube") - self._position("peg")
-            yield self._towards(_at_height(self._hand + np.array([0.0, way[1], 0.0]), 0.035), CLOSED, noise_scale=0.0)
+            yield self._towards(at_height(self._hand + np.array([0.0, way[1], 0.0]), 0.035), CLOSED, noise_scale=0.0)
         while True:
             left = goal[0] - 0.035 - self._position("cube")[0]
             head = self._position("peg")[0] + PEG_HALF_LENGTH_M
             gap = max(self._position("cube")[0] - 0.02 - head, 0.0)
             aim = self._hand + np.array([max(left, 0.0) + gap, 0.0, 0.0])
-            yield self._towards(_at_height(aim, 0.03), CLOSED, noise_scale=0.0, speed=0.4)
+            yield self._towards(at_height(aim, 0.03), CLOSED, noise_scale=0.0, speed=0.4)
 
     def pull_with_hook(self) -> Iterator[Intention]:
         """Grasp the tool, set its hook down behind the cube and pull until the cube is near."""
         yield from self._grasp("l_shape_tool", np.array([0.02, 0.0, 0.0]), is_turned=False)
         while self._hand[2] < 0.18:
-            yield self._towards(_at_height(self._hand, 0.22), CLOSED, noise_scale=0.0)
+            yield self._towards(at_height(self._hand, 0.22), CLOSED, noise_scale=0.0)
         while np.linalg.norm((way := self._to_hooked())[:2]) > 0.015:
-            yield self._towards(_at_height(self._hand + way, 0.20), CLOSED, noise_scale=0.0)
+            yield self._towards(at_height(self._hand + way, 0.20), CLOSED, noise_scale=0.0)
         while self._hand[2] > 0.035:
-            yield self._towards(_at_height(self._hand + self._to_hooked(), 0.025), CLOSED, noise_scale=0.0, speed=0.4)
+            yield self._towards(at_height(self._hand + self._to_hooked(), 0.025), CLOSED, noise_scale=0.0, speed=0.4)
         while True:
             left = min(-0.06 - self._position("cube")[0], 0.0)
-            aim = _at_height(self._hand + np.array([left, 0.0, 0.0]), 0.03)
+            aim = at_height(self._hand + np.array([left, 0.0, 0.0]), 0.03)
             yield self._towards(aim, CLOSED, noise_scale=0.0, speed=0.4)
 
     def wander(self) -> Iterator[Intention]:
@@ -179,11 +179,11 @@ class Expert:
         yaw = _grasp_yaw(self._benchmark.object_pose(thing)[3:]) if is_turned else 0.0
         place = self._position(thing) + (0.0 if offset is None else offset)
         while np.linalg.norm(self._hand[:2] - place[:2]) >= 0.012 or np.linalg.norm(self._turn(yaw)) >= 0.25:
-            yield self._towards(_at_height(place, ABOVE_Z_M), OPEN, yaw, noise_scale=1.0)
+            yield self._towards(at_height(place, ABOVE_Z_M), OPEN, yaw, noise_scale=1.0)
         while abs(self._hand[2] - TABLE_Z_M) >= 0.008:
-            yield self._towards(_at_height(place, TABLE_Z_M), OPEN, yaw, noise_scale=0.3)
+            yield self._towards(at_height(place, TABLE_Z_M), OPEN, yaw, noise_scale=0.3)
         for _ in range(3):
-            yield self._towards(_at_height(place, TABLE_Z_M), CLOSED, yaw, noise_scale=0.0)
+            yield self._towards(at_height(place, TABLE_Z_M), CLOSED, yaw, noise_scale=0.0)
         return yaw
 
     def _put(
@@ -191,11 +191,11 @@ class Expert:
     ) -> Iterator[Intention]:
         """Carry what is held to the goal, over everything, let go `drop_m` above it and rise."""
         while self._hand[2] <= 0.11:
-            yield self._towards(_at_height(self._hand, 0.15), CLOSED, yaw, noise_scale=0.0)
+            yield self._towards(at_height(self._hand, 0.15), CLOSED, yaw, noise_scale=0.0)
         while np.linalg.norm((way := goal() - self._position(thing))[:2]) >= 0.003 or (
             np.linalg.norm(self._turn(yaw)) >= 0.03
         ):
-            yield self._towards(_at_height(self._hand + way, 0.13), CLOSED, yaw, noise_scale=0.0)
+            yield self._towards(at_height(self._hand + way, 0.13), CLOSED, yaw, noise_scale=0.0)
         while self._position(thing)[2] - goal()[2] >= drop_m:
             way = goal() - self._position(thing)
             yield self._towards(self._hand + way, CLOSED, yaw, noise_scale=0.0, speed=0.25)
@@ -295,10 +295,6 @@ def _grasp_yaw(quaternion: Float[np.ndarray, "4"]) -> float:
     """The turn of the hand, at most 45 degrees, that aligns the fingers with a cube on the table."""
     angle = 2 * np.arctan2(quaternion[3], quaternion[0])
     return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)
-
-
-def _at_height(place: Float[np.ndarray, "3"], height_m: float) -> Float[np.ndarray, "3"]:
-    return np.array([place[0], place[1], height_m])
 
 
 def _rotation(quaternion_wxyz: Float[np.ndarray, "4"]) -> Rotation:

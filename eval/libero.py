@@ -4,18 +4,16 @@ Source: Liu et al. 2023, arXiv 2306.03310, its code at github.com/Lifelong-Robot
 policies are compared by is run_libero_eval.py of github.com/openvla/openvla (and openpi's examples/libero).
 """
 
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
-from PIL import Image
 
 from core.policy import Observation
 from core.spaces import ActionSpace
-from eval.benchmark import StepResult
+from eval.benchmark import StepResult, square, versions_of
 from eval.libero_package import SUITES, load_task, make_environment, package_version, quietly, suite_and_number
 from eval.simpler_assets import NOT_OFFICIAL
 
@@ -102,7 +100,7 @@ class LiberoBenchmark:
     def facts(self) -> dict[str, Any]:
         """What else a score depends on; see eval/benchmark.py."""
         return {
-            "simulator": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mujoco", "robosuite")),
+            "simulator": versions_of("mujoco", "robosuite"),
             "shader": f"MuJoCo's OpenGL, {os.environ['MUJOCO_GL']}",
             "robot": self.scene.robots[0].name,
             "robot_meshes": "stock",
@@ -147,7 +145,8 @@ class LiberoBenchmark:
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""
         return Observation(
-            images={name: self._seen(name) for name in self.cameras}, proprioception=self.proprioception()
+            images={name: square(self._rendered(name), self._image_size) for name in self.cameras},
+            proprioception=self.proprioception(),
         )
 
     def step(self, action: Float[np.ndarray, " dims"]) -> StepResult:
@@ -179,11 +178,6 @@ class LiberoBenchmark:
     def hand_pose(self) -> Float[np.ndarray, "7"]:
         """Position (m, world) and quaternion (xyzw) of the end effector."""
         return np.concatenate([self._felt["robot0_eef_pos"], self._felt["robot0_eef_quat"]])
-
-    def _seen(self, camera: str) -> UInt8[np.ndarray, "side side 3"]:
-        size = (self._image_size, self._image_size)
-        picture = Image.fromarray(self._rendered(camera))
-        return np.array(picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS))
 
     def _rendered(self, camera: str) -> UInt8[np.ndarray, "side side 3"]:
         seen = self.scene.sim.render(width=self._render_size, height=self._render_size, camera_name=CAMERAS[camera])

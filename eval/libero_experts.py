@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
 from core.policy import ActionChunk, Observation
+from eval.expert_hand import CLOSED, OPEN, at_height, limited
 from eval.libero import MOST_M, LiberoBenchmark
 from eval.libero_package import TASKS
 
@@ -18,7 +19,6 @@ SOLVED = tuple(
     task for task in TASKS if task.startswith(("libero_object", "libero_spatial")) and task != "libero_spatial-4"
 )
 """Tasks that have an expert. In libero_spatial-4 the bowl stands in a drawer, which the hand does not reach into."""
-OPEN, CLOSED = 1.0, -1.0
 MOST_TURN_RAD = 0.3
 HAND_OPENING_M = 0.075
 """What fits between the fingers."""
@@ -70,18 +70,18 @@ class LiberoExpert:
 
     def _put(self) -> Iterator[Float32[np.ndarray, "7"]]:
         place, turn = self._grasp()
-        over = _at_height(place, max(place[2] + ABOVE_M, self._hand[2]))
+        over = at_height(place, max(place[2] + ABOVE_M, self._hand[2]))
         yield from self._go(lambda: over, turn, OPEN, most_steps=60)
         yield from self._go(lambda: place, turn, OPEN, most_steps=40)
         yield from self._go(lambda: place, turn, CLOSED, most_steps=GRIP_STEPS, is_waiting=True)
         carried = self._carrying_height()
-        yield from self._go(lambda: _at_height(self._hand, carried), turn, CLOSED, most_steps=40)
-        yield from self._go(lambda: _at_height(self._hand + self._way(), carried), turn, CLOSED, most_steps=60)
+        yield from self._go(lambda: at_height(self._hand, carried), turn, CLOSED, most_steps=40)
+        yield from self._go(lambda: at_height(self._hand + self._way(), carried), turn, CLOSED, most_steps=60)
         yield from self._go(lambda: self._hand + self._way_down(), turn, CLOSED, most_steps=30)
         released = self._hand.copy()
         yield from self._go(lambda: released, turn, OPEN, most_steps=RELEASE_STEPS, is_waiting=True)
         while True:
-            yield self._towards(_at_height(released, carried), turn, OPEN)
+            yield self._towards(at_height(released, carried), turn, OPEN)
 
     def _go(
         self,
@@ -98,8 +98,8 @@ class LiberoExpert:
                 return
 
     def _towards(self, place: Float[np.ndarray, "3"], turn: Rotation, gripper: float) -> Float32[np.ndarray, "7"]:
-        step = _limited(place - self._hand, MOST_M)
-        rotation = _limited((turn * self._hand_turn.inv()).as_rotvec(), MOST_TURN_RAD)
+        step = limited(place - self._hand, MOST_M)
+        rotation = limited((turn * self._hand_turn.inv()).as_rotvec(), MOST_TURN_RAD)
         return np.array([*step, *rotation, gripper], np.float32)
 
     def _is_at(self, place: Float[np.ndarray, "3"], turn: Rotation) -> bool:
@@ -141,12 +141,12 @@ class LiberoExpert:
 
     def _way(self) -> Float[np.ndarray, "3"]:
         """Of the thing to the target, level."""
-        return _at_height(self._target_place() - self._benchmark.object_position(self._thing), 0.0)
+        return at_height(self._target_place() - self._benchmark.object_position(self._thing), 0.0)
 
     def _way_down(self) -> Float[np.ndarray, "3"]:
         """Of the thing, to where it is let go: just over the target, or over the rim of what it is put into."""
         bottom = corners_of(self._scene, self._thing)[:, 2].min()
-        return _at_height(self._way(), self._target_top() + DROP_M - bottom)
+        return at_height(self._way(), self._target_top() + DROP_M - bottom)
 
     def _target_place(self) -> Float[np.ndarray, "3"]:
         if self._target in self._scene.object_sites_dict:
@@ -201,11 +201,3 @@ def _blocked(around: Float[np.ndarray, "corners 3"], place: Float[np.ndarray, "3
     level = (around[:, :2] - place[:2]) @ Rotation.from_euler("z", yaw).as_matrix()[:2, :2]
     is_under = (np.abs(level) < HAND_M).all(1)
     return int((is_under & (around[:, 2] > place[2] + PALM_M)).sum())
-
-
-def _at_height(place: Float[np.ndarray, "3"], height_m: float) -> Float[np.ndarray, "3"]:
-    return np.array([place[0], place[1], height_m])
-
-
-def _limited(vector: Float[np.ndarray, "3"], length: float) -> Float[np.ndarray, "3"]:
-    return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))

@@ -1,7 +1,6 @@
 """ManiSkill's tasks as a benchmark: actions in metres and radians, cameras anywhere, images on demand."""
 
 import copy
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from core.config import load_config
 from core.policy import Observation
 from core.spaces import ActionSpace
-from eval.benchmark import StepResult
+from eval.benchmark import StepResult, versions_of
 from eval.cameras import (
     POLICY_CAMERA,
     CameraPose,
@@ -116,7 +115,7 @@ class ManiSkillBenchmark:
             "nuisances": self.nuisances.model_dump(mode="json", exclude_defaults=True),
         }
         return {
-            "simulator": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mani-skill", "sapien")),
+            "simulator": versions_of("mani-skill", "sapien"),
             "physics": self._environment.backend.sim_backend,
             "environment": self.rules.environment,
             "shader": SHADER,

@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from eval.maniskill_options import PREFERRED_CONTROLLER, ManiSkillOptions
@@ -201,6 +202,18 @@ def set_shader() -> None:
     set_shader_pack(PREBUILT_SHADER_CONFIGS[SHADER])
 
 
+@contextmanager
+def renderer_needed() -> Iterator[None]:
+    """Where a simulator finds no device to render with, the error says what to do; others stay as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("device|vulkan|vk|render", str(error), re.IGNORECASE):
+            raise
+        raise RuntimeError(f"{NO_RENDERER} (the simulator said: {error})") from error
+
+
+@renderer_needed()
 def _started(scene: Any, settings: dict[str, Any], controller: str | None) -> Any:
     """The scene with the wanted controller, or with the preferred one, or the robot's first where it has none such."""
     try:
@@ -214,8 +227,4 @@ def _started(scene: Any, settings: dict[str, Any], controller: str | None) -> An
         if error.filename is None:
             raise
         raise FileNotFoundError(_absent(scene.__name__, str(error.filename))) from error
-    except RuntimeError as error:
-        if not re.search("device|vulkan|vk|render", str(error), re.IGNORECASE):
-            raise
-        raise RuntimeError(f"{NO_RENDERER} (the simulator said: {error})") from error
     return scene(control_mode=None, **settings)

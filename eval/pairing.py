@@ -15,6 +15,9 @@ from eval.results import (
     require_shared_protocol,
 )
 
+PLANNED_DIFFERENCE = 0.1
+"""Of success rates, that further episodes should show."""
+
 
 class PairingError(ValueError):
     """Results that cannot be paired."""
@@ -138,7 +141,7 @@ def contrast(first: Sequence[Result], second: Sequence[Result]) -> Contrast:
     Raises:
         ProtocolError: the episodes were not run under the same conditions.
     """
-    return contrast_of(_count(_paired(first, second)))
+    return contrast_of(count_pairs(_paired(first, second)))
 
 
 def contrast_of(pairs: Pairs) -> Contrast:
@@ -177,8 +180,8 @@ def _compare(first: Arm, second: Arm, difference: float) -> PairedComparison:
             "both on the same tasks and seeds"
         )
     names = dict.fromkeys(ours.task for ours, _ in pairs)
-    tasks = {task: contrast_of(_count([pair for pair in pairs if pair[0].task == task])) for task in names}
-    pooled = contrast_of(_count(pairs))
+    tasks = {task: contrast_of(count_pairs([pair for pair in pairs if pair[0].task == task])) for task in names}
+    pooled = contrast_of(count_pairs(pairs))
     return PairedComparison(
         first=first.name,
         second=second.name,
@@ -203,7 +206,8 @@ def _paired(first: Sequence[Result], second: Sequence[Result]) -> list[tuple[Res
     return pairs
 
 
-def _count(pairs: Sequence[tuple[Result, Result]]) -> Pairs:
+def count_pairs(pairs: Sequence[tuple[Result, Result]]) -> Pairs:
+    """Outcomes of episodes that two arms both have."""
     outcomes = [(a.success_at_end, b.success_at_end) for a, b in pairs]
     table = [(True, True), (True, False), (False, True), (False, False)]
     return Pairs(*(outcomes.count(outcome) for outcome in table))

@@ -75,15 +75,15 @@ class EvaluateConfig(Execution):
     """Further settings of the benchmark: arguments of its class."""
     image_size: int = Field(default=112, gt=0)
     """Pixels of the images of arms whose policy sees none (in their videos); policies bring their own."""
-    workers: int = Field(default=2, gt=0)
+    workers: int = Field(default=2, gt=0, exclude=True)
     """Processes, each with its simulators and one policy; about one a core. Results do not depend on it."""
     scenes: int = Field(default=1, gt=0)
     """Episodes that a worker simulates, and asks its policy for, at once; what that changes says docs/maniskill.md."""
     server_batch: int = Field(default=0, ge=0)
     """Workers that one server of the policy answers in one forward pass; 0: each loads its own; 1: to the same bit."""
-    episode_timeout_s: float = Field(default=TIMEOUT_S, gt=0)
+    episode_timeout_s: float = Field(default=TIMEOUT_S, gt=0, exclude=True)
     """An episode (or `scenes` at once) that takes longer, loading of simulator and policy included, is begun anew."""
-    attempts: int = Field(default=ATTEMPTS, gt=0)
+    attempts: int = Field(default=ATTEMPTS, gt=0, exclude=True)
     """How often an episode is begun, where its worker crashes, hangs or is killed, before it counts as failed."""
     first_seed: int | None = Field(default=None, ge=0)
     """Seed of each task's first episode; None: the lowest that the benchmark keeps for evaluation."""

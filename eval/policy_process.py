@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
 from core.run import say
-from core.workers import end_with_parent, interrupts_held
+from core.workers import interrupts_held, left_to_parent
 from eval.serving import PolicyServer
 from eval.serving_settings import ServingConfig
 
@@ -38,6 +38,12 @@ class PolicyProcess:
         self._config = config.model_copy(update={"port": int(self.address.rsplit(":", 1)[1])})
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that serves it now."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     def __enter__(self) -> "PolicyProcess":
         return self
@@ -106,8 +112,6 @@ class PolicyProcess:
 
 def _serve(make_policy: str, path: str, config: ServingConfig, ready: Connection) -> None:
     """The life of the policy's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    left_to_parent()
     server = PolicyServer(pkgutil.resolve_name(make_policy)(path), config)
     asyncio.run(server.run(asyncio.Event(), ready.send))

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -10,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from core.workers import end_with_parent, interrupts_held
+from core.workers import interrupts_held, left_to_parent
 
 STARTS_WITHIN_S, ENDS_WITHIN_S = 600.0, 10.0
 
@@ -142,9 +141,7 @@ def _how_it_ended(code: int | None) -> str:
 
 def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
     """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    left_to_parent()
     pipe.send("started")  # what an item may take is counted from here
     while True:
         try:

@@ -9,7 +9,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from websockets.sync.client import ClientConnection, connect
 
 from core.policy import ActionChunk, Observation
-from eval.wire import ServerFacts, WireError, pack, unpack
+from eval.wire import OPTIONAL_FACTS, ServerFacts, WireError, pack, unpack
 
 OPEN_S, RETRY_S, FAREWELL_S = 10.0, 0.2, 2.0
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -36,6 +36,8 @@ class RemotePolicy:
     """Pixels along a side of the images that it sees; only there where the server says so."""
     horizon: int
     """Actions of a chunk; only there where the server says so."""
+    proprioception_dims: int
+    """Numbers of the proprioception that it reads; only there where the server says so."""
     temperature: float
     """Of what it draws its tokens at; only there where the server says so."""
 
@@ -58,7 +60,7 @@ class RemotePolicy:
         self.facts = self._connect()
         self.fingerprint, self.cameras = self.facts.fingerprint, self.facts.cameras
         self.action_space = self.facts.action_space
-        for name in ("control_hz", "image_size", "horizon", "temperature"):
+        for name in OPTIONAL_FACTS:
             if (value := getattr(self.facts, name)) is not None:
                 setattr(self, name, value)
 

@@ -86,6 +86,16 @@ def read_results(path: str | Path) -> list[Result]:
     Raises:
         ResultsError: there is no such file, or a line other than a half-written last one is not a result.
     """
+    return latest(read_lines(path))
+
+
+def latest(lines: Iterable[Result]) -> list[Result]:
+    """The last one of each episode."""
+    return list({result.key: result for result in lines}.values())
+
+
+def read_lines(path: str | Path) -> list[Result]:
+    """Every line of a file, those too that a later one replaced; raises what `read_results` does."""
     path = Path(path)
     if not path.is_file():
         raise ResultsError(f"no results at {path}; make them with scripts/evaluate.py")
@@ -93,14 +103,13 @@ def read_results(path: str | Path) -> list[Result]:
         lines = read_json_lines(path)
     except LinesError as error:
         raise ResultsError(str(error)) from None
-    results: dict[tuple[str, str, int], Result] = {}
+    results: list[Result] = []
     for number, values in enumerate(lines, start=1):
         try:
-            result = _result(values)
+            results.append(_result(values))
         except TypeError as error:
             raise ResultsError(f"{path}, line {number} is not a result ({error}); remove that line") from None
-        results[result.key] = result
-    return list(results.values())
+    return results
 
 
 def _result(values: dict[str, Any]) -> Result:
@@ -170,6 +179,11 @@ def summarise(results: Sequence[Result]) -> Summary:
     at_any_time = sum(result.success_at_any_time for result in results)
     errors = sum(result.error is not None for result in results)
     return Summary(n, at_end / n if n else 0.0, at_any_time / n if n else 0.0, wilson(at_end, n), errors)
+
+
+def step_limit(results: Iterable[Result]) -> int | None:
+    """Control steps that the episodes of one task may take; None: no line says."""
+    return next((int(one.protocol.benchmark["step_limit"]) for one in results if one.protocol is not None), None)
 
 
 def by_arm(results: Iterable[Result]) -> dict[str, list[Result]]:

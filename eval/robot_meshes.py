@@ -1,16 +1,15 @@
 """Lighter meshes of the Panda: a software renderer's time goes into vertices, and a tenth of them looks the same."""
 
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from core.packaged import cache_folder
+
 FACES_KEPT = 0.1
 SMALLEST_MESH = 40
 SHARP_EDGE_RAD = 0.6
-
-
 PANDAS = {"panda": "panda_v2.urdf", "panda_wristcam": "panda_v3.urdf", "panda_stick": "panda_stick.urdf"}
 """Robots whose meshes can be made lighter, and their descriptions."""
 LIGHTER, STOCK = "lighter", "stock"
@@ -46,11 +45,6 @@ def lighter_panda() -> Path:
             raise
     shutil.rmtree(draft.parent)
     return folder
-
-
-def cache_folder() -> Path:
-    """Where things made once for this machine are kept: `MVP_LAM_CACHE`, or `~/.cache/mvp-lam`."""
-    return Path(os.environ.get("MVP_LAM_CACHE") or Path.home() / ".cache" / "mvp-lam")
 
 
 def _simplify(file: Path) -> None:

@@ -254,7 +254,7 @@ class _Ledger:
 
     def _stop_if_hopeless(self) -> None:
         errors = {result.error for result in self._results}
-        if len(self._results) == HOPELESS_AFTER and len(errors) == 1:
+        if not self._first and len(self._results) == HOPELESS_AFTER and len(errors) == 1:
             raise RunnerError(
                 f"the first {HOPELESS_AFTER} episodes all failed with: {errors.pop()}; nothing else was run"
             )
@@ -275,6 +275,7 @@ def _given_up(job: Job, faults: list[str]) -> Result:
         attempts=len(faults),
         faults=faults,
         policy_fingerprint=UNKNOWN,
+        versions=_WORKSHOP.versions,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core.config import Config
 from core.policy import Observation, Policy
-from eval.wire import ServerFacts, WireError
+from eval.wire import OPTIONAL_FACTS, ServerFacts, WireError
 
 
 class ServingError(RuntimeError):
@@ -99,8 +99,7 @@ def cannot_listen(config: ServingConfig, error: OSError) -> ServingError:
 
 def facts_of(policy: Policy, config: ServingConfig) -> ServerFacts:
     """What clients are told first."""
-    said = ("horizon", "control_hz", "image_size", "proprioception_dims", "temperature")
-    known: dict[str, Any] = {name: getattr(policy, name, None) for name in said}
+    known: dict[str, Any] = {name: getattr(policy, name, None) for name in OPTIONAL_FACTS}
     return ServerFacts(
         fingerprint=policy.fingerprint,
         cameras=policy.cameras,

@@ -4,21 +4,19 @@ Source: Li et al. 2024, arXiv 2405.05941 (visual matching), its code at github.c
 mani_skill/envs/tasks/digital_twins/bridge_dataset_eval, which it was moved into.
 """
 
-import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from core.policy import Observation
 from core.spaces import ActionSpace
-from eval.benchmark import StepResult
+from eval.benchmark import StepResult, square, versions_of
 from eval.maniskill_options import AddedCamera
-from eval.maniskill_registry import NO_RENDERER, import_simulator
+from eval.maniskill_registry import import_simulator, renderer_needed
 from eval.sapien_scene import add_camera, aim, photograph
 from eval.simpler_assets import require_assets
 
@@ -119,7 +117,7 @@ class SimplerBenchmark:
         """What else a score depends on; see eval/benchmark.py."""
         lens = self._environment.scene.sensors[ITS_CAMERA].config
         return {
-            "simulator": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mani-skill", "sapien")),
+            "simulator": versions_of("mani-skill", "sapien"),
             "shader": lens.shader_pack,
             "robot": self._environment.agent.uid,
             "robot_meshes": "stock",
@@ -158,7 +156,7 @@ class SimplerBenchmark:
 
     def observe(self) -> Observation:
         """Camera images and proprioception of this instant."""
-        images = {name: self._square(self.picture()) if name == CAMERA else self._seen(name) for name in self.cameras}
+        images = {name: self._seen(name) for name in self.cameras}
         return Observation(images=images, proprioception=self.proprioception())
 
     def step(self, action: Float[np.ndarray, " dims"]) -> StepResult:
@@ -209,13 +207,11 @@ class SimplerBenchmark:
         aim(lens, self._added[name].pose)
         return lens
 
-    def _seen(self, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    def _seen(self, name: str) -> UInt8[np.ndarray, "side side 3"]:
+        if name == CAMERA:
+            return square(self.picture(), self._image_size)
         self._environment.scene.sub_scenes[0].update_render()
         return photograph(self._lenses[name])
-
-    def _square(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
-        size = (self._image_size, self._image_size)
-        return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
 def _make_environment(task: str) -> Any:
@@ -238,7 +234,7 @@ def _make_environment(task: str) -> Any:
         "_rgb_overlay_images": {},
         "_objects_to_remove_from_greenscreen": [],
     }
-    try:
+    with renderer_needed():
         return type(stock.__name__, (stock,), changes)(
             obs_mode="rgb+segmentation",
             reward_mode="none",
@@ -246,8 +242,6 @@ def _make_environment(task: str) -> Any:
             sim_backend="physx_cpu",
             render_backend="gpu" if torch.cuda.is_available() else "cpu",
         )
-    except RuntimeError as error:
-        raise RuntimeError(f"{NO_RENDERER} (the simulator said: {error})") from error
 
 
 def rotation_of(pose: Float[np.ndarray, "7"]) -> Rotation:

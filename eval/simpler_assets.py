@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from eval.maniskill_registry import DOWNLOAD
@@ -42,12 +43,21 @@ NOT_OFFICIAL = "not official assets"
 
 
 class AssetsError(FileNotFoundError):
-    """SIMPLER's files are not there."""
+    """SIMPLER's files are not there; `command` gets them."""
+
+    def __init__(self, what: str, command: str) -> None:
+        super().__init__(f"{what}; get them with: {command} (or set MS_ASSET_DIR to the folder whose data/ holds them)")
+        self.what, self.command = what, command
 
 
 def asset_folder() -> Path:
     """Where mani-skill looks for its files: `data` in the folder that MS_ASSET_DIR names, by default ~/.maniskill."""
     return Path(os.environ.get("MS_ASSET_DIR", Path.home() / ".maniskill")) / "data"
+
+
+def download(names: Iterable[str]) -> str:
+    """The commands that get what mani-skill calls so."""
+    return " && ".join(f"{DOWNLOAD} {name}" for name in names)
 
 
 def require_assets() -> str:
@@ -62,11 +72,9 @@ def require_assets() -> str:
     missing = {name: [file for file in files if not (folder / file).is_file()] for name, files in NEEDED.items()}
     wanted = [name for name, files in missing.items() if files]
     if wanted:
-        commands = "; ".join(f"{DOWNLOAD} {name}" for name in wanted)
-        raise AssetsError(
-            f"{folder} lacks {sum(map(len, missing.values()))} of SIMPLER's files, such as {missing[wanted[0]][0]}; "
-            f"get them with: {commands} (or set MS_ASSET_DIR to the folder whose data/ holds them)"
-        )
+        count, first = sum(map(len, missing.values())), missing[wanted[0]][0]
+        chosen = "as MS_ASSET_DIR says" if "MS_ASSET_DIR" in os.environ else "MS_ASSET_DIR is not set"
+        raise AssetsError(f"{folder} ({chosen}) lacks {count} of SIMPLER's files, such as {first}", download(wanted))
     found = [file.name if file.parent.name == "stages" else file.parent.name for file in _stand_ins(folder)]
     return f"{NOT_OFFICIAL} (stand-ins: {', '.join(found)})" if found else OFFICIAL
 

@@ -11,9 +11,9 @@ from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
 from core.policy import ActionChunk, Observation
+from eval.expert_hand import CLOSED, OPEN, limited
 from eval.simpler import FINGERS_DOWN, SimplerBenchmark, rotation_of
 
-OPEN, CLOSED = 1.0, -1.0
 STEP_M, SLOW_STEP_M, TURN_RAD = 0.04, 0.02, 0.25
 """Furthest that a control step moves and turns the commanded pose."""
 ABOVE_M = np.array([0.0, 0.0, 0.09])
@@ -99,8 +99,8 @@ class SimplerExpert:
     def _towards(
         self, place: Float[np.ndarray, "3"], turn: Rotation, gripper: float, step_m: float
     ) -> Float32[np.ndarray, "7"]:
-        step = _limited(place - self._told_place, step_m)
-        rotation = Rotation.from_rotvec(_limited((turn * self._told_turn.inv()).as_rotvec(), TURN_RAD))
+        step = limited(place - self._told_place, step_m)
+        rotation = Rotation.from_rotvec(limited((turn * self._told_turn.inv()).as_rotvec(), TURN_RAD))
         self._told_place, self._told_turn = self._told_place + step, rotation * self._told_turn
         return np.array([*step, *rotation.as_euler("xyz"), gripper], np.float32)
 
@@ -149,7 +149,3 @@ class SimplerExpertPolicy:
     def act(self, observation: Observation) -> ActionChunk:
         """One action, from the true poses."""
         return ActionChunk(actions=self._expert.decide()[None], action_space=self.action_space)
-
-
-def _limited(vector: Float[np.ndarray, "3"], length: float) -> Float[np.ndarray, "3"]:
-    return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))

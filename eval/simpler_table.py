@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.run import write_text
 from eval.proportions import wilson
 from eval.results import RESULTS_FILE, Result, by_arm, read_results, require_one_protocol, require_shared_protocol
 from eval.simpler import EPISODES, TASKS
@@ -29,7 +30,7 @@ def write_table(directory: str | Path) -> str:
     """
     directory = Path(directory)
     table = table_of(read_results(directory / RESULTS_FILE))
-    (directory / TABLE_FILE).write_text(table)
+    write_text(directory / TABLE_FILE, table)
     return table
 
 

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.run import write_text
-from eval.results import RESULTS_FILE, Result, by_arm, by_task, read_results, require_shared_protocol, summarise
+from eval.results import (
+    RESULTS_FILE,
+    Result,
+    by_arm,
+    by_task,
+    read_results,
+    require_shared_protocol,
+    step_limit,
+    summarise,
+)
 
 TABLE_FILE = "table.md"
 
@@ -21,7 +30,7 @@ def success_table(results: Sequence[Result]) -> str:
     for task, group in by_task(results).items():
         of_arm = by_arm(group)
         cells = [_cell(of_arm[arm]) if arm in of_arm else "-" for arm in arms]
-        lines.append(f"| {task} | {_step_limit(group)} | {' | '.join(cells)} |")
+        lines.append(f"| {task} | {step_limit(group) or '?'} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -40,8 +49,3 @@ def _cell(results: Sequence[Result]) -> str:
     if summary.success_at_any_time > summary.success_at_end:
         cell += f", at any time {round(summary.success_at_any_time * summary.episodes)}"
     return f"{cell}, errors {summary.errors}" if summary.errors else cell
-
-
-def _step_limit(results: Sequence[Result]) -> str:
-    limits = sorted({str(result.protocol.benchmark["step_limit"]) for result in results if result.protocol is not None})
-    return "/".join(limits) or "?"

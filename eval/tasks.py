@@ -139,7 +139,7 @@ EVALUATION_TASKS = {
         _stock("PlugCharger-v1", "plug the charger into the receptacle", 200, "charger"),
     )
 }
-"""ManiSkill's other tasks that need no downloads."""
+"""Other tasks of ManiSkill that need no downloads and that this project describes."""
 
 
 def find_task(name: str) -> Task:

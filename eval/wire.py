@@ -91,6 +91,10 @@ class ServerFacts(Config):
             raise WireError(f"the server's first message is not what it should be: {error}") from None
 
 
+OPTIONAL_FACTS = tuple(name for name, field in ServerFacts.model_fields.items() if field.default is None)
+"""What a policy may say of itself or leave out."""
+
+
 class Request(NamedTuple):
     """What a client asks for."""
 

@@ -3,6 +3,7 @@
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from core.policy import Policy
@@ -75,7 +76,11 @@ class Workshop:
     scenes: dict[tuple[str, int, tuple[str, ...]], Scenes] = field(default_factory=dict)
     path: str | None = None
     policies: Sequence[Policy] = ()
-    versions: dict[str, str] = field(default_factory=versions)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of what results depend on."""
+        return versions()
 
     def policies_and_scenes(self, job: Job, setup: Setup) -> tuple[Sequence[Policy], Scenes]:
         """Scenes for episodes like the job and each one's policy, made where they are not there yet."""

@@ -1,5 +1,5 @@
-# What eval_simpler.sh and eval_maniskill.sh share; sourced with `benchmark` (its configuration, its place in runs) and `tasks`
-# (YAML) set. Takes the words of the command line, prepares the machine, and gives `evaluate`.
+# What eval_simpler.sh and eval_maniskill.sh share; sourced with `benchmark` (its configuration, its place in runs) set. Takes
+# the words of the command line, prepares the machine, and gives `evaluate`.
 fail() { echo "$(basename "$0"): $*; see --help" >&2; exit 2; }
 checkpoint= out=runs/$benchmark names=()
 while (($#)); do
@@ -19,11 +19,14 @@ bash scripts/setup.sh
 source .venv/bin/activate
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-# evaluate [--key value ...]: every arm on every task, then a page; results.jsonl in $out.
+# evaluate [--key value ...]: every arm on every task of the configuration, then a page, after Ctrl-C too; results.jsonl in $out.
 evaluate() {
-  local arms= name
+  local tasks arms= name ended=0
+  tasks=$(python -c 'import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))["arms"][0]["tasks"]))' \
+    "configs/eval/$benchmark.yaml")
   [[ ! $checkpoint ]] || arms="{name: policy, policy: ., tasks: $tasks}"
   for name in ${names[@]+"${names[@]}"}; do arms+="${arms:+, }{name: $name, policy: $name, tasks: $tasks}"; done
-  python scripts/evaluate.py --config "configs/eval/$benchmark.yaml" --policies "${checkpoint:-.}" --arms "[$arms]" --out "$out" "$@"
-  python scripts/report_evaluation.py --evaluation "$out"
+  python scripts/evaluate.py --config "configs/eval/$benchmark.yaml" --policies "${checkpoint:-.}" --arms "[$arms]" --out "$out" "$@" || ended=$?
+  if [[ $ended == 0 || ( $ended == 130 && -s $out/results.jsonl ) ]]; then python scripts/report_evaluation.py --evaluation "$out"; fi
+  return "$ended"
 }

@@ -8,7 +8,7 @@ import argparse
 import json
 
 from core.run import run_script
-from eval.pairing import compare_arms, read_arm
+from eval.pairing import PLANNED_DIFFERENCE, compare_arms, read_arm
 from eval.pairing_words import as_json, lines_of
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--difference",
         type=float,
-        default=0.1,
+        default=PLANNED_DIFFERENCE,
         help="difference of success rates to say the needed number of episodes for (default 0.1: 10 points)",
     )
     words = parser.parse_args()

@@ -11,8 +11,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 benchmark=maniskill
-tasks="[{task: PushCube-v1, episodes: 50}, {task: PullCube-v1, episodes: 50}, {task: PickCube-v1, episodes: 50},
-  {task: StackCube-v1, episodes: 50}]"
 source scripts/closed_loop.sh
 
 evaluate "$@"

@@ -11,8 +11,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 benchmark=simpler
-tasks="[{task: StackGreenCubeOnYellowCubeBakedTexInScene-v1, episodes: 24}, {task: PutCarrotOnPlateInScene-v1, episodes: 24},
-  {task: PutSpoonOnTableClothInScene-v1, episodes: 24}, {task: PutEggplantInBasketScene-v1, episodes: 24}]"
 source scripts/closed_loop.sh
 
 python scripts/simpler_table.py

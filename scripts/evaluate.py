@@ -31,7 +31,7 @@ def main() -> None:
     arms = {arm: summarise(group)._asdict() for arm, group in by_arm(results).items()}
     solved = {f"{arm}_success_at_end": summary["success_at_end"] for arm, summary in arms.items()}
     errors = sum(result.error is not None for result in results)
-    stage.finish({"episodes": len(results), "errors": errors, **solved, "arms": arms})
+    stage.finish({"episodes": len(results), "errors": errors, "workers": config.workers, **solved, "arms": arms})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A made-up evaluation as the tests of its page need it: lines, records and recordings of invented episodes."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,14 +11,6 @@ from eval.results import Result, append_result
 from eval.simpler import TASKS as SIMPLER_TASKS
 from eval.simpler_assets import NOT_OFFICIAL
 from eval.video import write_video
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told(Result):
-    """A result that also says when it was solved and where things lay."""
-
-    first_success_step: int | None = None
-    initial_state: dict[str, list[float]] = field(default_factory=dict)
 
 
 def protocol_of(step_limit=60, execute_steps=4, assets="official"):
@@ -35,23 +27,19 @@ def one(arm="policy", task="Push", seed=0, solved=True, protocol=None, **more):
         "versions": {"python": "3.11", "numpy": "2"},
     }
     described = {"protocol": protocol, "protocol_fingerprint": protocol.fingerprint}
-    return Told(arm=arm, task=task, seed=seed, **values | facts | described | more)
+    return Result(arm=arm, task=task, seed=seed, **values | facts | described | more)
 
 
 def write(path, results, planned=None, is_finished=True):
     """A directory as an evaluation leaves it."""
     path.mkdir(parents=True, exist_ok=True)
-    known = set(Result.__dataclass_fields__)
     for result in results:
-        append_result(path / "results.jsonl", Result(**{k: v for k, v in vars(result).items() if k in known}))
+        append_result(path / "results.jsonl", result)
     if planned is not None:
         arms = [{"name": arm, "tasks": [{"task": t, "episodes": n} for t, n in plan.items()]} for arm, plan in planned]
-        record = {
-            "config": {"arms": arms, "workers": 2},
-            "key": "0123456789ab",
-            "command": "scripts/evaluate.py --out x",
-        }
+        record = {"config": {"arms": arms}, "key": "0123456789ab", "command": "scripts/evaluate.py --out x"}
         ended = {"fingerprint": "0123456789ab", "seconds": 90.0, "finished": "2025-01-01T00:00:00Z"}
+        ended |= {"summary": {"workers": 2}}
         write_json(path / "stage.json", record)
         if is_finished:
             write_json(path / "manifest.json", record | ended)
@@ -84,4 +72,4 @@ def simpler_evaluation(path):
             film(path / result.video)
     plan = dict.fromkeys(SIMPLER_TASKS, 24)
     write(path, results, [("policy", plan), ("ablation <no labels>", plan)])
-    return read_evaluation(path)._replace(results=results)
+    return read_evaluation(path)

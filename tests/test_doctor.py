@@ -149,10 +149,11 @@ def test_versions_that_the_project_cannot_work_with_are_named_and_extras_are_lef
 
 
 def test_a_package_that_everything_needs_fails_where_it_is_absent(tmp_path, monkeypatch):
-    installed(tmp_path, "mvp-lam", "0.1.0", "pydantic>=2", "timm")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *(p for p in sys.path if p.endswith(("lib-dynload", "3.11")))])
-    import packaging.requirements  # noqa: F401  it would not be found on that path
+    import packaging.requirements  # noqa: F401  it is not found once the path is cut
 
+    installed(tmp_path, "mvp-lam", "0.1.0", "pydantic>=2", "timm")
+    own = "lib-dynload", "python{}.{}".format(*sys.version_info)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(folder for folder in sys.path if folder.endswith(own))])
     assert machine.packages()[:2] == (FAIL, "no pydantic, no timm")
 
 
@@ -231,7 +232,8 @@ def test_assets_are_looked_for_where_the_environment_says_and_the_commands_that_
     files[0].unlink()
     finding = simulation.simpler_assets()
     assert finding.state == WARN
-    assert finding.found.startswith(f"1 files are not in {tmp_path / 'data'} (as MS_ASSET_DIR says), such as robots/")
+    where = f"{tmp_path / 'data'} (as MS_ASSET_DIR says)"
+    assert finding.found.startswith(f"{where} lacks 1 of SIMPLER's files, such as robots/")
     assert finding.fix == f"{DOWNLOAD} widowx250s"
     shutil.rmtree(tmp_path / "data")
     assert simulation.simpler_assets().fix == f"{DOWNLOAD} widowx250s && {DOWNLOAD} bridge_v2_real2sim"
@@ -291,12 +293,19 @@ def test_the_renderer_of_this_machine_is_named():
 
 
 @pytest.mark.sim
-def test_a_renderer_that_finds_no_driver_fails_with_the_command_that_installs_one(monkeypatch):
+def test_a_renderer_that_finds_no_driver_fails_with_mesas_version_and_the_command_that_installs_it(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("VK_ICD_FILENAMES", "/nowhere.json")
     monkeypatch.setenv("VK_DRIVER_FILES", "/nowhere.json")
+    executable(tmp_path / "dpkg-query", "printf 22.3.6-1+deb12u1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     finding = check("eval.checks:rendering")
     assert finding.state == FAIL
+    assert finding.found.endswith("; Mesa 22.3.6-1+deb12u1, 25 or newer is needed")
     assert finding.fix == "bash scripts/setup.sh"
+    executable(tmp_path / "dpkg-query", "printf 1:25.0.7-2~bpo12+1")
+    assert check("eval.checks:rendering").found.endswith("; Mesa 1:25.0.7-2~bpo12+1")
 
 
 @pytest.mark.parametrize(

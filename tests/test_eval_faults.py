@@ -205,9 +205,11 @@ def test_a_server_that_is_killed_is_begun_anew_and_costs_one_attempt_of_each_epi
 
     killer = threading.Thread(target=kill_the_server)
     killer.start()
-    results = run(jobs(policies=["guided"]), setup, tmp_path, workers=2)
-    done.set()
-    killer.join()
+    try:
+        results = run(jobs(policies=["guided"]), setup, tmp_path, workers=2)
+    finally:
+        done.set()
+        killer.join()
     assert steadily(results) == [item for item in calm if item.arm == "guided"]
     hit = [item for item in results if item.attempts > 1]
     assert 1 <= len(hit) <= 2

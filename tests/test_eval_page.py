@@ -217,7 +217,7 @@ def test_curves_count_first_successes_and_leave_out_arms_that_do_not_say_when(tm
     steps = [10, 10, 30, None]
     told = [one("a", seed=s, solved=s == 0, success_at_any_time=n is not None, first_success_step=n)
             for s, n in enumerate(steps)]  # fmt: skip
-    evaluation = read_evaluation(write(tmp_path, [*told, one("b")]))._replace(results=[*told, one("b")])
+    evaluation = read_evaluation(write(tmp_path, [*told, one("b")]))
     (panel,) = steps_panels(evaluation)
     (curve,) = panel.curves
     assert panel.left_out == ["b"]
@@ -231,7 +231,7 @@ def test_curves_count_first_successes_and_leave_out_arms_that_do_not_say_when(tm
 def test_marks_lie_where_things_lay(tmp_path):
     places = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.1)]
     results = [one(seed=s, initial_state={"cube": [x, y, 0.02], "wall": [1, 1, 0]}) for s, (x, y) in enumerate(places)]
-    evaluation = read_evaluation(write(tmp_path, results))._replace(results=results)
+    evaluation = read_evaluation(write(tmp_path, results))
     (scatter,) = page_values(evaluation, tmp_path)["scatters"]
     first, right, up = scatter.views[0].marks
     assert scatter.thing == "cube"
@@ -244,7 +244,7 @@ def test_marks_lie_where_things_lay(tmp_path):
 def test_marks_of_one_place_do_not_hide_each_other(tmp_path):
     places = [(0.0, 0.0)] * 3 + [(0.2, 0.0)]
     results = [one(seed=s, initial_state={"cube": [x, y, 0.02]}) for s, (x, y) in enumerate(places)]
-    evaluation = read_evaluation(write(tmp_path, results))._replace(results=results)
+    evaluation = read_evaluation(write(tmp_path, results))
     marks = page_values(evaluation, tmp_path)["scatters"][0].views[0].marks
     gaps = [np.hypot(a.x - b.x, a.y - b.y) for a in marks for b in marks if a is not b]
     assert min(gaps) > 5

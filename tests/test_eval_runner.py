@@ -35,7 +35,7 @@ class WalkerWithNerves(Walker):
 
     def reset(self, instruction, seed):
         super().reset(instruction, seed)
-        if self.path == "broken" or (self.path == "nervous" and seed == 1):
+        if self.path == "broken" or (self.path == "nervous" and seed == 1) or (self.path == "shaky" and seed):
             raise ValueError("lost its nerve")
 
     def act(self, observation):
@@ -246,6 +246,11 @@ def test_all_arms_of_a_plan_get_the_same_seeds(tmp_path):
 def test_a_plan_on_training_seeds_or_with_doubled_arms_is_refused(key, value, message):
     with pytest.raises(ConfigError, match=message):
         load_config(EvaluateConfig, None, {"out": "o", "arms": [], key: value})
+
+
+def test_an_error_that_comes_again_and_again_does_not_stop_an_evaluation_that_has_got_somewhere(tmp_path):
+    run(jobs("shaky", [0]), SETUP, tmp_path, workers=1)
+    assert len(run(jobs("shaky", range(5)), SETUP, tmp_path, workers=1)) == 5
 
 
 @pytest.mark.parametrize("name", ["quickstart", "smoke"])

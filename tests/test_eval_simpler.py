@@ -107,7 +107,7 @@ def test_absent_files_are_named_with_the_command_that_gets_them_and_only_that(ow
     assert "python -m mani_skill.utils.download_asset bridge_v2_real2sim" in str(caught.value)
     assert "widowx250s" not in str(caught.value)
     shutil.rmtree(own_assets)
-    with pytest.raises(AssetsError, match=r"download_asset widowx250s; .*download_asset bridge_v2_real2sim"):
+    with pytest.raises(AssetsError, match=r"download_asset widowx250s && .*download_asset bridge_v2_real2sim"):
         require_assets()
 
 

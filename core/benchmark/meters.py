@@ -1,11 +1,14 @@
-"""Meters of a device: clocks that first wait until it has done what it was asked, and the most memory it took."""
+"""Meters of a device: clocks that first wait until it has done what it was asked, the most memory it took, its name."""
 
 import resource
 import time
 
 import torch
 
+from core.benchmark.running import Numbers, processor
 from core.benchmark.timing import Clock
+from core.device import bf16_is_fast
+from core.run import versions
 
 
 def wall_clock(device: torch.device) -> Clock:
@@ -34,3 +37,15 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def machine_of(device: torch.device) -> Numbers:
+    """What numbers measured on the device depend on."""
+    known = versions()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "default precision": "bf16" if bf16_is_fast(device) else "float32",
+        "torch": known["torch"],
+        "transformers": known["transformers"],
+    }

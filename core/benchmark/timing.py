@@ -13,7 +13,7 @@ from tqdm import tqdm
 from core.benchmark.running import Numbers
 
 Clock = Callable[[], float]
-"""Seconds since some instant, such as `time.perf_counter` or `time.process_time`; core/benchmark/clocks.py has more."""
+"""Seconds since some instant, such as `time.perf_counter` or `time.process_time`; core/benchmark/meters.py has more."""
 
 
 class Timing(NamedTuple):

@@ -1,7 +1,5 @@
 """Small pictures of episodes, that stand in the page itself."""
 
-import base64
-import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from core.pictures import picture_url as encoded
 from core.store import Store, StoreError
 
 SHOWN_EPISODES = 6
@@ -51,6 +50,4 @@ def picture_url(frame: UInt8[np.ndarray, "height width 3"]) -> str:
     """A small JPEG as a URL that needs no other file."""
     image = Image.fromarray(frame)
     image.thumbnail((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return encoded(np.asarray(image), QUALITY)

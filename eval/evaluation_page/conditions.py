@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from eval.evaluation_page.evaluation import Evaluation
 from eval.protocol import Protocol
-from eval.results import Result
+from eval.results import Result, by_task
 
 
 class Conditions(NamedTuple):
@@ -29,10 +29,7 @@ def policy_conditions(evaluation: Evaluation) -> Conditions:
     """The policy's part, a column an arm, or an arm and task where an arm's tasks differ."""
     columns: dict[str, dict[str, Any]] = {}
     for arm, results in evaluation.arms.items():
-        of_task: dict[str, list[Result]] = {}
-        for result in results:
-            of_task.setdefault(result.task, []).append(result)
-        known = {task: protocol.policy for task, group in of_task.items() if (protocol := _protocol(group))}
+        known = {task: protocol.policy for task, group in by_task(results).items() if (protocol := _protocol(group))}
         if known and all(policy == next(iter(known.values())) for policy in known.values()):
             columns[arm] = next(iter(known.values()))
         else:

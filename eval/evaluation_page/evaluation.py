@@ -11,7 +11,8 @@ from eval.results import (
     Result,
     by_arm,
     by_task,
-    read_results,
+    latest,
+    read_lines,
     require_one_protocol,
     require_shared_protocol,
 )
@@ -70,21 +71,15 @@ def read_evaluation(path: str | Path) -> Evaluation:
     """
     path = Path(path)
     file = path / RESULTS_FILE
-    results = read_results(file)
+    every = read_lines(file)
+    results = latest(every)
     if not results:
         raise EvaluationError(f"{file} holds no result yet; wait for the first episode, or run scripts/evaluate.py")
     require_one_protocol(results)
     require_shared_protocol(results)
     record = read_manifest(path) if is_done(path) else _stage(path)
-    keys = _keys(file)
-    lines = {key: number for number, key in enumerate(keys, start=1)}
-    return Evaluation(path, results, lines, len(keys) - len(lines), record, is_done(path), _planned(record))
-
-
-def _keys(file: Path) -> list[Key]:
-    *lines, _ = file.read_text().split("\n")
-    values = [json.loads(line) for line in lines]
-    return [(value["arm"], value["task"], value["seed"]) for value in values]
+    lines = {result.key: number for number, result in enumerate(every, start=1)}
+    return Evaluation(path, results, lines, len(every) - len(lines), record, is_done(path), _planned(record))
 
 
 def _stage(path: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Recordings on the page: failures first, each with its first frame, a strip of frames and the video itself."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +7,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from core.pictures import at_height, picture_url
 from eval.evaluation_page.evaluation import Evaluation
 from eval.page.media import data_url
 from eval.results import Result
@@ -33,7 +31,6 @@ class Clip(NamedTuple):
     line: int
     label: str
     """failure, error or success."""
-    file: Path
     first: str
     """The first frame, a data URL; empty where the file cannot be read."""
     strip: str
@@ -107,7 +104,7 @@ def _clip(evaluation: Evaluation, result: Result, room: int) -> tuple[Clip, int]
     first = strip = source = problem = ""
     try:
         frames = read_frames(file)
-        first, strip = picture_url(_at_height(frames[0], FIRST_HEIGHT)), picture_url(strip_of(frames))
+        first, strip = picture_url(at_height(frames[0], FIRST_HEIGHT), QUALITY), picture_url(strip_of(frames), QUALITY)
         if file.suffix not in KINDS:
             problem = f"browsers play {' and '.join(KINDS)}, not {file.suffix or 'a file without a suffix'}"
         elif size > room:
@@ -118,7 +115,7 @@ def _clip(evaluation: Evaluation, result: Result, room: int) -> tuple[Clip, int]
         problem = f"it cannot be read ({error})"
     label = "error" if result.error else "success" if result.success_at_end else "failure"
     arm = list(evaluation.arms).index(result.arm)
-    clip = Clip(arm, result, evaluation.line(result), label, file, first, strip, source, problem)
+    clip = Clip(arm, result, evaluation.line(result), label, first, strip, source, problem)
     return clip, size if source else 0
 
 
@@ -144,20 +141,8 @@ def strip_of(frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, 
     parts: list[np.ndarray] = []
     for place in places:
         line = np.full((STRIP_HEIGHT, BETWEEN, 3), 255, np.uint8)
-        parts += [_at_height(frames[place], STRIP_HEIGHT), line]
+        parts += [at_height(frames[place], STRIP_HEIGHT), line]
     return np.hstack(parts[:-1])
-
-
-def picture_url(image: UInt8[np.ndarray, "height width 3"]) -> str:
-    """A JPEG as a URL that needs no other file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _at_height(image: UInt8[np.ndarray, "h w 3"], height: int) -> UInt8[np.ndarray, "height width 3"]:
-    width = max(1, round(image.shape[1] * height / image.shape[0]))
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _file(evaluation: Evaluation, result: Result) -> Path:

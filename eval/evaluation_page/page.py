@@ -12,8 +12,8 @@ from core.run import write_text
 from eval.evaluation_page.conditions import benchmark_conditions, fingerprints, policy_conditions, versions
 from eval.evaluation_page.evaluation import Evaluation, read_evaluation
 from eval.evaluation_page.gallery import gallery
-from eval.evaluation_page.scatter import MARGIN, SIDE, initial_state, scatters, things_left_out
-from eval.evaluation_page.steps import ARM_COLOURS, first_success_step, steps_panels
+from eval.evaluation_page.scatter import MARGIN, SIDE, scatters, things_left_out
+from eval.evaluation_page.steps import ARM_COLOURS, steps_panels
 from eval.evaluation_page.success import ALL_TASKS, groups, versus_first
 from eval.evaluation_page.timing import timings
 from eval.page.chain import duration
@@ -70,10 +70,9 @@ def page_values(evaluation: Evaluation, page_directory: Path) -> dict[str, Any]:
         "comparisons": comparisons,
         "not_compared": [arm for arm in arms[1:] if arm not in {one.second for one in comparisons}],
         "steps": steps_panels(evaluation),
-        "first_success_step": first_success_step,
         "scatters": scatters(evaluation),
         "things_left_out": things_left_out(evaluation),
-        "has_states": any(initial_state(result) for result in results),
+        "has_states": any(result.initial_state for result in results),
         "side": SIDE,
         "margin": MARGIN,
         "gallery": gallery(evaluation),

@@ -61,11 +61,6 @@ class Scatter(NamedTuple):
     """Episodes whose line does not say where it lay."""
 
 
-def initial_state(result: Result) -> dict[str, list[float]]:
-    """Positions (x, y, z; m) of the things of a scene by name, the one that the task is about first; {}: not said."""
-    return getattr(result, "initial_state", None) or {}
-
-
 def scatters(evaluation: Evaluation) -> list[Scatter]:
     """A drawing for each of the first things that lie elsewhere from episode to episode, task by task."""
     return [
@@ -83,16 +78,16 @@ def things_left_out(evaluation: Evaluation) -> dict[str, list[str]]:
 
 def moving_things(results: Sequence[Result]) -> list[str]:
     """Things that lie elsewhere from episode to episode."""
-    names = dict.fromkeys(name for result in results for name in initial_state(result))
+    names = dict.fromkeys(name for result in results for name in result.initial_state)
     return [name for name in names if np.ptp(_places(results, name), axis=0).max() > MOVES_M]
 
 
 def _places(results: Sequence[Result], thing: str) -> Float[np.ndarray, "episodes 2"]:
-    return np.array([initial_state(result)[thing][:2] for result in results if thing in initial_state(result)])
+    return np.array([result.initial_state[thing][:2] for result in results if thing in result.initial_state])
 
 
 def _scatter(evaluation: Evaluation, task: str, results: Sequence[Result], thing: str) -> Scatter:
-    told = [result for result in results if thing in initial_state(result)]
+    told = [result for result in results if thing in result.initial_state]
     places = _places(told, thing)
     # One scale for both axes, so that distances are true.
     middle, reach = (places.max(0) + places.min(0)) / 2, max(0.55 * float(np.ptp(places, axis=0).max()), MOVES_M)
@@ -107,7 +102,7 @@ def _scatter(evaluation: Evaluation, task: str, results: Sequence[Result], thing
     def marks(group: Sequence[Result]) -> list[Mark]:
         found, before = [], Counter[tuple[float, float]]()
         for result in group:
-            x, y = initial_state(result)[thing][:2]
+            x, y = result.initial_state[thing][:2]
             place = round(across(x), 1), round(down(y), 1)
             aside, below = spread(before[place])
             before[place] += 1

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from core.drawing import CSS_COLOURS, new_axes, svg
 from eval.evaluation_page.evaluation import Evaluation
 from eval.proportions import wilson
-from eval.results import Result, by_arm
+from eval.results import Result, by_arm, step_limit
 
 ARM_COLOURS = 8
 STAND_INS = [f"#0a0b0{place}" for place in range(ARM_COLOURS)]
@@ -46,20 +46,15 @@ class StepsPanel(NamedTuple):
     """Arms with a solved episode that does not say when it was first solved."""
 
 
-def first_success_step(result: Result) -> int | None:
-    """Control steps after which the episode was first solved; None: never, or the line does not say."""
-    return getattr(result, "first_success_step", None)
-
-
 def steps_panels(evaluation: Evaluation) -> list[StepsPanel]:
     """A panel for each task of which at least one arm says when its episodes were solved."""
     order = list(evaluation.arms)
     panels = []
     for number, (task, results) in enumerate(evaluation.tasks.items()):
-        limit = _limit(results)
+        limit = step_limit(results) or max(result.steps for result in results)
         arms = by_arm(results)
         told = {arm: group for arm, group in arms.items() if _says_when(group)}
-        if any(first_success_step(result) is not None for result in results):
+        if any(result.first_success_step is not None for result in results):
             curves = [_curve(order.index(arm), arm, group, limit) for arm, group in told.items()]
             left_out = [arm for arm in arms if arm not in told]
             panels.append(StepsPanel(task, curves, _chart(curves, limit, f"steps-{number}"), left_out))
@@ -67,16 +62,11 @@ def steps_panels(evaluation: Evaluation) -> list[StepsPanel]:
 
 
 def _says_when(results: Sequence[Result]) -> bool:
-    return all(first_success_step(result) is not None for result in results if result.success_at_any_time)
-
-
-def _limit(results: Sequence[Result]) -> int:
-    limits = [int(result.protocol.benchmark["step_limit"]) for result in results if result.protocol is not None]
-    return max(limits or [result.steps for result in results])
+    return all(result.first_success_step is not None for result in results if result.success_at_any_time)
 
 
 def _curve(arm: int, name: str, results: Sequence[Result], limit: int) -> Curve:
-    solved = sorted(step for result in results if (step := first_success_step(result)) is not None)
+    solved = sorted(step for result in results if (step := result.first_success_step) is not None)
     steps = np.array(sorted({0, limit, *solved}))
     counts = np.searchsorted(solved, steps, side="right")
     bounds = np.array([wilson(int(count), len(results)) for count in counts]).T

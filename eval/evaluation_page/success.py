@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from eval.evaluation_page.evaluation import Evaluation
-from eval.pairing import Arm, PairedComparison, compare_arms
+from eval.pairing import PLANNED_DIFFERENCE, Arm, PairedComparison, compare_arms
 from eval.proportions import Interval, wilson
-from eval.results import Result, by_arm
+from eval.results import Result, by_arm, step_limit
 from eval.simpler import EPISODES
 from eval.simpler_table import COLUMNS, PUBLISHED
 
 ALL_TASKS = "all tasks"
-PLANNED_DIFFERENCE = 0.1
 
 
 class Rate(NamedTuple):
@@ -72,7 +71,7 @@ def published(tasks: Sequence[str]) -> list[Row]:
 
 
 def versus_first(evaluation: Evaluation) -> list[PairedComparison]:
-    """The first arm against each other one that shares episodes with it; differences are the other way round."""
+    """The first arm against each other one that shares episodes with it."""
     arms = [Arm(name, results) for name, results in evaluation.arms.items()]
     ours = {(result.task, result.seed) for result in arms[0].results}
     others = [arm for arm in arms[1:] if any((result.task, result.seed) in ours for result in arm.results)]
@@ -101,5 +100,5 @@ def _row(name: str, arm: int, results: Sequence[Result], missing: int) -> Row:
 
 
 def _limit(results: Sequence[Result]) -> str:
-    limits = {str(result.protocol.benchmark["step_limit"]) for result in results if result.protocol is not None}
-    return f"{' or '.join(sorted(limits))} steps" if limits else "step limit not recorded"
+    limit = step_limit(results)
+    return f"{limit} steps" if limit else "step limit not recorded"

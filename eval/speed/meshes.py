@@ -18,7 +18,7 @@ from core.policy import Observation
 from eval.baselines import ExpertPolicy
 from eval.execution import Execution
 from eval.maniskill import ManiSkillBenchmark
-from eval.pairing import Contrast, Pairs, contrast_of
+from eval.pairing import Contrast, contrast_of, count_pairs
 from eval.proportions import Interval
 from eval.results import Result
 from eval.robot_meshes import LIGHTER, STOCK
@@ -148,16 +148,14 @@ def by_meshes(lighter: list[Result], stock: list[Result]) -> Contrast:
     Raises:
         ValueError: the episodes are not the same, or differ in more than the meshes.
     """
-    outcomes = []
-    for ours, theirs in zip(lighter, stock, strict=True):
+    pairs = list(zip(lighter, stock, strict=True))
+    for ours, theirs in pairs:
         if ours.key != theirs.key or ours.protocol is None or theirs.protocol is None:
             raise ValueError(f"{ours.key} and {theirs.key} cannot be paired")
         differ = ours.protocol.difference(theirs.protocol)
         if differ != [f"benchmark.robot_meshes: {LIGHTER} -> {STOCK}"]:
             raise ValueError(f"the episodes should differ in their meshes only, but differ in: {'; '.join(differ)}")
-        outcomes.append((ours.success_at_end, theirs.success_at_end))
-    kinds = [(True, True), (True, False), (False, True), (False, False)]
-    return contrast_of(Pairs(*(outcomes.count(kind) for kind in kinds)))
+    return contrast_of(count_pairs(pairs))
 
 
 def _percent(interval: Interval) -> str:

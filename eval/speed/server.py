@@ -1,14 +1,10 @@
 """What a server of a policy costs: time of a call beside a call in this process, and many clients for a while."""
 
-import asyncio
-import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +14,8 @@ from core.benchmark.running import Numbers
 from core.benchmark.timing import Timing, in_turn, seconds_of
 from core.policy import ActionChunk, Observation
 from core.spaces import END_EFFECTOR_DELTA
+from eval.policy_process import PolicyProcess
 from eval.remote import RemoteError, RemotePolicy
-from eval.serving import PolicyServer
 from eval.serving_settings import ServingConfig
 from eval.speed.sizes import Actor, Sizes
 
@@ -64,6 +60,9 @@ class StillPolicy:
 
     cameras, action_space, fingerprint, horizon = ("front",), END_EFFECTOR_DELTA, "still", 16
 
+    def __init__(self, path: str = "") -> None:
+        """There is nothing to load."""
+
     def reset(self, instruction: str, seed: int) -> None:
         """Nothing is remembered."""
 
@@ -79,26 +78,9 @@ class StillPolicy:
         return [self.act(observation) for observation in observations]
 
 
-class Running(NamedTuple):
-    """A server in a process of its own."""
-
-    address: str
-    pid: int
-
-
-@contextmanager
-def running_server() -> Iterator[Running]:
+def running_server() -> PolicyProcess:
     """A server of a `StillPolicy`, on a free port of this machine only."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(there,), daemon=True)
-    process.start()
-    there.close()
-    try:
-        yield Running(here.recv(), process.pid or 0)
-    finally:
-        process.terminate()
-        process.join()
+    return PolicyProcess(f"{__name__}:StillPolicy", "still", ServingConfig(port=0))
 
 
 def server_overhead(sizes: Sizes, actor: Actor, numbers: Numbers) -> Iterator[str]:
@@ -179,8 +161,3 @@ def memory_mib(pid: int) -> float:
     """Memory of a process that is in use now (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _serve(ready: Connection) -> None:
-    server = PolicyServer(StillPolicy(), ServingConfig(port=0))
-    asyncio.run(server.run(asyncio.Event(), ready.send))

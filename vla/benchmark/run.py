@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from core.benchmark.running import processor, run_measurements
-from core.device import bf16_is_fast, choose_attention_kernel, default_device
-from core.run import versions
+from core.benchmark.meters import machine_of
+from core.benchmark.running import run_measurements
+from core.device import choose_attention_kernel, default_device
 from vla.benchmark.latency import latency
 from vla.benchmark.loading import LabellerOf, labels_in_the_loader
 from vla.benchmark.memory import memory_of_ways
@@ -37,17 +37,4 @@ def benchmark(is_quick: bool, only: Collection[int], out: str | None, *, labelle
 
     others = {1: step_against_bare, 3: padding, 4: memory_of_ways, 5: latency, 6: share_of_peak}
     measurements = {number: wraps(measure)(partial(measure, sizes, device)) for number, measure in others.items()}
-    yield from run_measurements(measurements | {2: loading}, _machine(device) | {"is_quick": is_quick}, only, out)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    default = "bf16" if bf16_is_fast(device) else "float32"
-    found = versions()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "default precision": default,
-        "torch": found["torch"],
-        "transformers": found["transformers"],
-    }
+    yield from run_measurements(measurements | {2: loading}, machine_of(device) | {"is_quick": is_quick}, only, out)
