@@ -28,9 +28,12 @@ class ConfigError(ValueError):
 
 
 def load_config(
-    kind: type[ConfigType], path: str | Path | None = None, overrides: dict[str, Any] | None = None
+    kind: type[ConfigType],
+    path: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    source: str = "command line",
 ) -> ConfigType:
-    """A `kind` from a YAML file that states what differs from the defaults, then dotted `overrides`.
+    """A `kind` from a YAML file that states what differs from the defaults, then dotted `overrides` from a `source`.
 
     Raises:
         ConfigError: the file is missing or no mapping, a key is unknown (with the nearest known one), a value is wrong.
@@ -43,7 +46,7 @@ def load_config(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, kind, path, overrides or {})) from None
+        raise ConfigError(_explain(error, kind, path, overrides or {}, source)) from None
 
 
 def parse_command_line(
@@ -160,23 +163,26 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], path: str | Path | None, overrides: dict[str, Any]) -> str:
+def _explain(
+    error: ValidationError, kind: type[BaseModel], path: str | Path | None, overrides: dict[str, Any], source: str
+) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"])
-        source = "command line" if path is None or any(name.startswith(key) for name in overrides if key) else path
+        is_overridden = any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in overrides if key)
+        place = source if path is None or is_overridden else path
         if problem["type"] == "extra_forbidden":
             known = [line.split()[0].removeprefix("--") for line in describe(kind).splitlines() if "--" in line[:4]]
             groups = [name.rsplit(".", 1)[0] for name in known if "." in name]
             near = difflib.get_close_matches(key, groups + known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
-            parts.append(f"{source}: unknown key {key}. {hint}")
+            parts.append(f"{place}: unknown key {key}. {hint}")
         elif problem["type"] == "missing":
-            parts.append(f"{source}: {key} is required and has no default")
+            parts.append(f"{place}: {key} is required and has no default")
         else:
             where = f"{key} = {problem['input']!r}: " if key else ""
             said = problem["msg"].removeprefix("Value error, ")
             if problem["type"] in ("tuple_type", "list_type"):
                 said = f"give a list, such as [{problem['input']}]"
-            parts.append(f"{source}: {where}{said}")
+            parts.append(f"{place}: {where}{said}")
     return "; ".join(parts)

@@ -140,7 +140,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "manifest.json"
     if not file.is_file():
         started = (Path(path) / "stage.json").exists()
-        state = "was started but did not finish; run its command again" if started else "was not run"
+        nowhere = "" if Path(path).is_dir() else f" (there is no such folder in {Path.cwd()})"
+        state = "was started but did not finish; run its command again" if started else f"was not run{nowhere}"
         raise StageError(f"no manifest in {path}: that stage {state}")
     return _json(file)
 

@@ -63,7 +63,7 @@ class ManiSkillBenchmark:
         scenes: int = 1,
         **options: Any,
     ) -> None:
-        self.options = load_config(ManiSkillOptions, None, options)
+        self.options = load_config(ManiSkillOptions, None, options, "benchmark_options")
         self.task = task
         self.cameras = tuple(cameras)
         self.rules = registered_task(task)

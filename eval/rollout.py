@@ -83,8 +83,7 @@ def rollouts(
         ExecutionError: an action is far out of range, or `execution` does not fit the action space.
     """
     for scene, policy in zip(scenes.each, policies, strict=True):
-        require_same_meaning(policy.action_space, scene.action_space)
-        _require_same_rate(policy, scene)
+        require_fit(policy, scene)
     told = scenes.reset([start.seed for start in starts])
     given = zip(scenes.each, policies, starts, told, strict=False)
     together = _Together([_episode(*each, execution) for each in given], policies[0], caught)
@@ -176,6 +175,16 @@ class _Together:
             return
         for index, chunk in zip(asking, chunks, strict=True):
             self.go_on(index, chunk)
+
+
+def require_fit(policy: Policy, scene: Benchmark) -> None:
+    """Refuse a policy that cannot act in a benchmark at all.
+
+    Raises:
+        RolloutError: actions mean something else, or the policy was trained at another rate.
+    """
+    require_same_meaning(policy.action_space, scene.action_space)
+    _require_same_rate(policy, scene)
 
 
 def require_same_meaning(ours: ActionSpace, theirs: ActionSpace) -> None:

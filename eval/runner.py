@@ -19,7 +19,7 @@ from eval.pool import Done, Lost, run_in_processes
 from eval.protocol import UNKNOWN, Protocol, ProtocolError, protocol_of
 from eval.remote import RemoteError
 from eval.results import RESULTS_FILE, Result, append_result, by_arm, read_results, require_one_protocol
-from eval.rollout import Outcome, Start, another_instruction, rollouts
+from eval.rollout import Outcome, Start, another_instruction, require_fit, rollouts
 from eval.scenes import Scenes
 from eval.video import side_by_side, write_video
 from eval.workshop import Job, Setup, Workshop, is_trained
@@ -60,7 +60,7 @@ def run(
     where `setup.scenes` episodes share a worker that is lost, each has used up an attempt, and the last is made alone.
 
     Raises:
-        RunnerError: the first three episodes all fail with the same error.
+        RunnerError: an arm cannot be tried on a task at all, or the first three episodes all fail with the same error.
         PolicyProcessError: the policy's server cannot be started.
         ProtocolError: an episode was run under other conditions than those of the same arm and task before it.
     """
@@ -100,6 +100,7 @@ def run_wave(wave: Wave, setup: Setup, out: Path) -> list[Result | Fault]:
     try:
         policies, scenes = _WORKSHOP.policies_and_scenes(wave[0], setup)
         policy = policies[0]
+        require_fit(policy, scenes.each[0])
         protocol = protocol_of(scenes.each[0], policy, setup.execution, wave[0].is_shuffled)
         found = _episodes(wave, setup, out, policies, scenes)
     except Exception as problem:  # noqa: BLE001 - the only place allowed to: one bad episode must not end the others
@@ -231,6 +232,11 @@ class _Ledger:
         return False
 
     def _add(self, result: Result) -> None:
+        if result.error is not None and result.protocol is None and not result.faults:
+            raise RunnerError(
+                f"{result.arm} cannot be tried on {result.task}: {result.error}; finished episodes are kept in "
+                f"{self._file}, and the corrected command goes on"
+            )
         self._require_known_protocol(result)
         append_result(self._file, result)
         self._results.append(result)

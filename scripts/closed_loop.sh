@@ -1,5 +1,6 @@
 # What eval_simpler.sh and eval_maniskill.sh share; sourced with `benchmark` (its configuration, its place in runs) set. Takes
 # the words of the command line, prepares the machine, and gives `evaluate`.
+set -euo pipefail
 fail() { echo "$(basename "$0"): $*; see --help" >&2; exit 2; }
 checkpoint= out=runs/$benchmark names=()
 while (($#)); do
@@ -8,12 +9,14 @@ while (($#)); do
     --expert | --random) names+=("${1#--}"); shift ;;
     --out) [[ $# -ge 2 ]] || fail "--out needs a value"; out=$2; shift 2 ;;
     --) shift; break ;;
-    -*) fail "unknown word '$1'" ;;
+    -*) fail "unknown word '$1' (settings of the evaluation go behind --)" ;;
     *) [[ ! $checkpoint ]] || fail "one CHECKPOINT, not '$checkpoint' and '$1'"; checkpoint=$1; shift ;;
   esac
 done
 [[ $checkpoint || ${names[*]} ]] || fail "a CHECKPOINT, --expert or --random is needed"
-[[ ! $checkpoint || -d $checkpoint || $checkpoint == */* ]] || fail "there is no directory $checkpoint"  # OWNER/NAME: the hub
+# What is no directory may be OWNER/NAME, on the hub.
+[[ ! $checkpoint || -d $checkpoint || ( $checkpoint =~ ^[^/.]+/[^/]+$ && ! -d ${checkpoint%/*} ) ]] ||
+  fail "there is no directory $checkpoint"
 
 bash scripts/setup.sh
 source .venv/bin/activate

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from core.config import parse_command_line
-from core.run import Stage, read_manifest, run_script
+from core.run import Stage, read_manifest, run_script, say
 from eval.plan import EvaluateConfig, jobs_of, policy_paths, setup_of
 from eval.results import by_arm, summarise
 from eval.runner import run
@@ -31,6 +31,8 @@ def main() -> None:
     arms = {arm: summarise(group)._asdict() for arm, group in by_arm(results).items()}
     solved = {f"{arm}_success_at_end": summary["success_at_end"] for arm, summary in arms.items()}
     errors = sum(result.error is not None for result in results)
+    if errors:
+        say(f"evaluate: {errors} of {len(results)} episodes ended in an error and count as failures; see FAILED above")
     stage.finish({"episodes": len(results), "errors": errors, "workers": config.workers, **solved, "arms": arms})
 
 

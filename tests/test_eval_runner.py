@@ -141,9 +141,10 @@ def wanted_order(arm):
 
 def test_a_benchmark_that_hides_a_fact_is_an_error(tmp_path):
     setup = replace(SETUP, benchmark_options={"says": {"simulator": "none"}})
-    (item,) = run(jobs("calm", [0]), setup, tmp_path, workers=1)
-    assert item.error.startswith("ProtocolError: the benchmark of Line does not say its shader, robot")
-    assert item.protocol is None
+    refused = "calm cannot be tried on Line: ProtocolError: the benchmark of Line does not say its shader, robot"
+    with pytest.raises(RunnerError, match=refused):
+        run(jobs("calm", [0]), setup, tmp_path, workers=1)
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_episodes_under_other_conditions_do_not_go_on_with_those_in_the_file(tmp_path):

@@ -164,8 +164,8 @@ class Eye:
             )
 
     def __call__(
-        self, observed: Sequence[Mapping[str, UInt8[np.ndarray, "height width 3"]]], views: Sequence[str]
-    ) -> Shaped[np.ndarray, "samples views *image"]:
+        self, observed: Sequence[Mapping[str, UInt8[np.ndarray, "_ _ 3"]]], views: Sequence[str]
+    ) -> Shaped[np.ndarray, "samples views ..."]:
         """Those of several observations, the tower seeing all of them at once.
 
         Raises:
@@ -180,7 +180,7 @@ class Eye:
         seen = self._seen([images[view] for images in observed for view in views])
         return seen.reshape(len(observed), len(views), *seen.shape[1:])
 
-    def _seen(self, images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Shaped[np.ndarray, "n *image"]:
+    def _seen(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Shaped[np.ndarray, "n ..."]:
         if self.encoder is None:
             return np.concatenate([resized(image[None], self.form.size) for image in images])
         if len({image.shape for image in images}) > 1:
