@@ -234,7 +234,8 @@ class _Ledger:
     def _add(self, result: Result) -> None:
         if result.error is not None and result.protocol is None and not result.faults:
             raise RunnerError(
-                f"{result.arm} cannot be tried on {result.task}: {result.error}; what was finished is kept in {self._file}"
+                f"{result.arm} cannot be tried on {result.task}: {result.error}; what was finished is kept in "
+                f"{self._file}"
             )
         self._require_known_protocol(result)
         append_result(self._file, result)
